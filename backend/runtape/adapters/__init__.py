@@ -1,0 +1,1 @@
+"""Technologies behind the ports.  No adapter imports another, and no driver type leaves one."""

@@ -1,0 +1,353 @@
+"""Execution and saga documents in SQLite, and the unit of work that changes them with their log rows."""
+
+import sqlite3
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any, cast
+
+import msgspec
+
+from runtape.adapters.embedded.database import Database
+from runtape.adapters.embedded.log import SqliteEventLog
+from runtape.domain.events import Lease
+from runtape.domain.execution import LEASE_GRACE, Execution
+from runtape.domain.ids import EventId, ExecutionId, UserId
+from runtape.domain.saga import Saga, SagaStep
+from runtape.ports.errors import VersionConflict
+from runtape.ports.pod_runtime import PodKey
+from runtape.ports.stores import Change, Durability, ExecutionFilter, IdempotencyKeyTaken
+
+_encode = msgspec.json.Encoder().encode
+_decode_execution = msgspec.json.Decoder(Execution).decode
+_decode_saga = msgspec.json.Decoder(Saga).decode
+
+RECENT = 256
+"""Finished executions kept decoded, for the reads that follow the end of a run."""
+
+_COLUMNS = "doc, due_at, lease_expires_at, idempotency_key"
+
+
+class SqliteExecutionStore:
+    """`ExecutionStore` over the `execution` table; unfinished documents are kept decoded.
+
+    This process is the file's only writer, so a document that was committed here is the newest there is.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._live: dict[ExecutionId, Execution] = {}
+        self._recent: OrderedDict[ExecutionId, Execution] = OrderedDict()
+
+    def committed(self, execution: Execution) -> None:
+        """Take note of a document that is now stored; called by the unit of work."""
+        if execution.due_at is not None:
+            self._live[execution.id] = execution
+            return
+        self._live.pop(execution.id, None)
+        self._recent[execution.id] = execution
+        if len(self._recent) > RECENT:
+            self._recent.popitem(last=False)
+
+    @property
+    def unfinished_count(self) -> int:
+        """How many executions of this process are not finished, and those it took up from the ones before."""
+        return len(self._live)
+
+    async def get(self, execution_id: ExecutionId) -> Execution | None:
+        known = self._live.get(execution_id) or self._recent.get(execution_id)
+        if known is not None:
+            return known
+        row = await self._database.read(
+            lambda c: c.execute(f"select {_COLUMNS} from execution where id = ?", (execution_id,)).fetchone()
+        )
+        # A commit may have come between; what it noted is newer than the row.
+        return self._live.get(execution_id) or (_execution(row) if row else None)
+
+    async def by_idempotency_key(self, user_id: UserId, key: str) -> Execution | None:
+        row = await self._database.read(
+            lambda c: c.execute(
+                f"select {_COLUMNS} from execution where user_id = ? and idempotency_key = ?", (user_id, key)
+            ).fetchone()
+        )
+        return _execution(row) if row else None
+
+    async def release_idempotency_key(self, execution: Execution) -> None:
+        if execution.idempotency is None:
+            return
+        key = execution.idempotency.key
+        await self._database.write(
+            lambda c: c.execute(
+                "update execution set idempotency_key = null where id = ? and idempotency_key = ?", (execution.id, key)
+            ).rowcount
+        )
+
+    async def extend_lease(self, keys: Sequence[PodKey], owner: str, expires_at: datetime) -> Sequence[PodKey]:
+        held = [key for key in keys if (lease := self._lease(key)) is not None and lease.owner == owner]
+        due_at = expires_at + LEASE_GRACE
+        rows = [(expires_at.timestamp(), due_at.timestamp(), key.execution_id) for key in held]
+        await self._database.write(
+            lambda c: c.executemany(
+                "update execution set lease_expires_at = ?, due_at = ? where id = ? and status = 'running'", rows
+            ).rowcount
+        )
+        for key in held:
+            execution = self._live.get(key.execution_id)
+            if execution is not None and execution.lease is not None and execution.attempt == key.attempt:
+                lease = replace(execution.lease, expires_at=expires_at)
+                self._live[key.execution_id] = replace(execution, lease=lease, due_at=due_at)
+        return held
+
+    def _lease(self, key: PodKey) -> Lease | None:
+        execution = self._live.get(key.execution_id)
+        return execution.lease if execution is not None and execution.attempt == key.attempt else None
+
+    async def due(self, before: datetime, limit: int) -> Sequence[Execution]:
+        rows = await self._database.read(
+            lambda c: c.execute(
+                f"select {_COLUMNS} from execution where due_at <= ? order by due_at limit ?",
+                (before.timestamp(), limit),
+            ).fetchall()
+        )
+        found = [_execution(row) for row in rows]
+        return [self._live.get(execution.id, execution) for execution in found]
+
+    async def unfinished(self) -> AsyncIterator[Execution]:
+        after = (-1.0, 0)
+        while True:
+            start = after
+            rows = await self._database.read(
+                lambda c: c.execute(
+                    f"select {_COLUMNS}, rowid from execution where due_at is not null and (due_at, rowid) > (?, ?)"
+                    " order by due_at, rowid limit 500",
+                    start,
+                ).fetchall()
+            )
+            for row in rows:
+                after = (row[1], row[-1])
+                execution = _execution(row[:-1])
+                yield self._live.get(execution.id, execution)
+            if not rows:
+                return
+
+    async def defer(self, execution_id: ExecutionId, due_at: datetime) -> None:
+        await self._database.write(
+            lambda c: c.execute(
+                "update execution set due_at = ? where id = ? and due_at is not null",
+                (due_at.timestamp(), execution_id),
+            ).rowcount
+        )
+        execution = self._live.get(execution_id)
+        if execution is not None and execution.due_at is not None:
+            self._live[execution_id] = replace(execution, due_at=due_at)
+
+    async def list(self, where: ExecutionFilter, limit: int, before: ExecutionId | None) -> Sequence[Execution]:
+        conditions: dict[str, Any] = {
+            "user_id = ?": where.user_id,
+            "project_id = ?": where.project_id,
+            "status = ?": where.status,
+            "lang = ?": where.lang,
+            "created_at >= ?": where.created_from and where.created_from.timestamp(),
+            "created_at < ?": where.created_before and where.created_before.timestamp(),
+            "id < ?": before,
+        }
+        chosen = {text: value for text, value in conditions.items() if value is not None}
+        clause = " and ".join(chosen) or "1"
+        # The condition texts are the literals above; every value is bound.
+        query = f"select {_COLUMNS} from execution where {clause} order by id desc limit ?"
+        rows = await self._database.read(lambda c: c.execute(query, (*chosen.values(), limit)).fetchall())
+        return [_execution(row) for row in rows]
+
+    async def delete(self, execution_id: ExecutionId) -> None:
+        def work(c: sqlite3.Connection) -> None:
+            c.execute("delete from execution where id = ?", (execution_id,))
+            c.execute("delete from saga where execution_id = ?", (execution_id,))
+            c.execute("delete from tape where execution_id = ?", (execution_id,))
+            c.execute("delete from log where key = ?", (execution_id,))
+
+        await self._database.write(work, durable=True)
+        self._live.pop(execution_id, None)
+        self._recent.pop(execution_id, None)
+
+
+class SqliteSagaStore:
+    """`SagaStore` over the `saga` table; unfinished documents are kept decoded."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._live: dict[ExecutionId, Saga] = {}
+
+    def committed(self, saga: Saga) -> None:
+        """Take note of a document that is now stored; called by the unit of work."""
+        if saga.step is SagaStep.DONE:
+            self._live.pop(saga.execution_id, None)
+        else:
+            self._live[saga.execution_id] = saga
+
+    async def get(self, execution_id: ExecutionId) -> Saga | None:
+        known = self._live.get(execution_id)
+        if known is not None:
+            return known
+        row = await self._database.read(
+            lambda c: c.execute("select doc from saga where execution_id = ?", (execution_id,)).fetchone()
+        )
+        return self._live.get(execution_id) or (_decode_saga(row[0]) if row else None)
+
+    async def unfinished(self) -> AsyncIterator[Saga]:
+        after = ""
+        while True:
+            start = after
+            rows = await self._database.read(
+                lambda c: c.execute(
+                    "select execution_id, doc from saga where unfinished and execution_id > ? order by execution_id limit 500",
+                    (start,),
+                ).fetchall()
+            )
+            for execution_id, doc in rows:
+                after = execution_id
+                yield _decode_saga(doc)
+            if not rows:
+                return
+
+    async def due(self, before: datetime, limit: int) -> Sequence[Saga]:
+        rows = await self._database.read(
+            lambda c: c.execute(
+                "select doc from saga where due_at <= ? order by due_at limit ?", (before.timestamp(), limit)
+            ).fetchall()
+        )
+        return [_decode_saga(row[0]) for row in rows]
+
+
+class SqliteUnitOfWork:
+    """`UnitOfWork`: all changes of a commit and their log rows in one savepoint, so all of them or none."""
+
+    def __init__(
+        self, database: Database, executions: SqliteExecutionStore, sagas: SqliteSagaStore, log: SqliteEventLog
+    ) -> None:
+        self._database = database
+        self._executions = executions
+        self._sagas = sagas
+        self._log = log
+
+    async def commit(self, changes: Sequence[Change], handled: frozenset[tuple[EventId, str]] = frozenset()) -> None:
+        merged = _merge(changes)
+        durable = any(change.durability is Durability.POWER for change in merged)
+
+        def work(c: sqlite3.Connection) -> list[int]:
+            offsets: list[int] = []
+            for change in merged:
+                if isinstance(change.document, Execution):
+                    _write_execution(c, change.document, change.expected_version)
+                else:
+                    _write_saga(c, change.document, change.expected_version)
+                offsets += [self._log.insert(c, message) for message in change.messages]
+            return offsets
+
+        offsets = await self._database.write(work, durable=durable)
+        for change in merged:
+            if isinstance(change.document, Execution):
+                self._executions.committed(change.document)
+            else:
+                self._sagas.committed(change.document)
+        messages = [message for change in merged for message in change.messages]
+        self._log.committed(list(zip(offsets, messages, strict=True)), handled)
+
+
+def _merge(changes: Sequence[Change]) -> list[Change]:
+    """Fold successive changes of one document into one write."""
+    merged: dict[str, Change] = {}
+    for change in changes:
+        document = change.document
+        name = "execution:" + document.id if isinstance(document, Execution) else "saga:" + document.execution_id
+        earlier = merged.get(name)
+        if earlier is None:
+            merged[name] = change
+        else:
+            durable = Durability.POWER in (earlier.durability, change.durability)
+            merged[name] = replace(
+                earlier,
+                document=document,
+                messages=earlier.messages + change.messages,
+                durability=Durability.POWER if durable else Durability.PROCESS,
+            )
+    return list(merged.values())
+
+
+def _write_execution(c: sqlite3.Connection, execution: Execution, expected_version: int) -> None:
+    due_at = execution.due_at and execution.due_at.timestamp()
+    lease_expires_at = execution.lease and execution.lease.expires_at.timestamp()
+    if expected_version == 0:
+        key = execution.idempotency and execution.idempotency.key
+        try:
+            c.execute(
+                "insert into execution values (?,?,?,?,?,?,?,?,?,?,?,?)",
+                (
+                    execution.id,
+                    execution.version,
+                    execution.user_id,
+                    execution.project_id,
+                    execution.status,
+                    execution.spec.lang,
+                    execution.created_at.timestamp(),
+                    due_at,
+                    lease_expires_at,
+                    key,
+                    execution.source.blob_sha256,
+                    _encode(execution),
+                ),
+            )
+        except sqlite3.IntegrityError as error:
+            if "idempotency_key" in str(error):
+                raise IdempotencyKeyTaken(key) from error
+            raise VersionConflict(f"execution {execution.id} exists") from error
+        return
+    changed = c.execute(
+        "update execution set version = ?, status = ?, due_at = ?, lease_expires_at = ?, doc = ?"
+        " where id = ? and version = ?",
+        (
+            execution.version,
+            execution.status,
+            due_at,
+            lease_expires_at,
+            _encode(execution),
+            execution.id,
+            expected_version,
+        ),
+    ).rowcount
+    if changed != 1:
+        raise VersionConflict(f"execution {execution.id} is no longer at version {expected_version}")
+
+
+def _write_saga(c: sqlite3.Connection, saga: Saga, expected_version: int) -> None:
+    due_at = saga.due_at and saga.due_at.timestamp()
+    unfinished = saga.step is not SagaStep.DONE
+    if expected_version == 0:
+        try:
+            c.execute(
+                "insert into saga values (?,?,?,?,?)",
+                (saga.execution_id, saga.version, due_at, unfinished, _encode(saga)),
+            )
+        except sqlite3.IntegrityError as error:
+            raise VersionConflict(f"saga {saga.execution_id} exists") from error
+        return
+    changed = c.execute(
+        "update saga set version = ?, due_at = ?, unfinished = ?, doc = ? where execution_id = ? and version = ?",
+        (saga.version, due_at, unfinished, _encode(saga), saga.execution_id, expected_version),
+    ).rowcount
+    if changed != 1:
+        raise VersionConflict(f"saga {saga.execution_id} is no longer at version {expected_version}")
+
+
+def _execution(row: tuple[Any, ...]) -> Execution:
+    """Decode a row of `_COLUMNS`, whose columns win over the document."""
+    doc, due_at, lease_expires_at, idempotency_key = row
+    execution = _decode_execution(doc)
+    changed: dict[str, Any] = {}
+    if due_at is not None:
+        changed["due_at"] = datetime.fromtimestamp(due_at, UTC)
+    if lease_expires_at is not None and execution.lease is not None:
+        changed["lease"] = replace(execution.lease, expires_at=datetime.fromtimestamp(lease_expires_at, UTC))
+    if idempotency_key is None and execution.idempotency is not None:
+        changed["idempotency"] = None
+    return replace(execution, **changed) if changed else cast(Execution, execution)

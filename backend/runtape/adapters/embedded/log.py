@@ -1,0 +1,170 @@
+"""The event log in SQLite: rows written with the change that caused them, read by in-process groups."""
+
+import asyncio
+import sqlite3
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+
+import msgspec
+
+from runtape.adapters.embedded.database import Database
+from runtape.domain.events import MESSAGE_TYPES, Message
+from runtape.domain.ids import EventId
+from runtape.ports.log import Delivery
+
+_encode = msgspec.json.Encoder().encode
+_decoders = {name: msgspec.json.Decoder(message).decode for name, message in MESSAGE_TYPES.items()}
+
+PAGE = 500
+FLUSH_INTERVAL_S = 1.0
+"""How far a group's stored offset may lag behind: so much is redelivered after a crash."""
+
+BACKLOG = 10_000
+"""Messages that wait in memory for one group; beyond that it reads them from the table again."""
+
+
+class SqliteEventLog:
+    """`EventLog` for one process; `insert` and `committed` are the unit of work's side of it."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._groups: dict[str, _Group] = {}
+        self._flusher: asyncio.TimerHandle | None = None
+
+    @staticmethod
+    def insert(connection: sqlite3.Connection, message: Message) -> int:
+        """Append `message` inside the caller's transaction and return its offset."""
+        cursor = connection.execute(
+            "insert into log (topic, key, type, body) values (?,?,?,?)",
+            (message.topic, message.execution_id, message.type, _encode(message)),
+        )
+        assert cursor.lastrowid is not None
+        return cursor.lastrowid
+
+    def committed(self, rows: Sequence[tuple[int, Message]], handled: frozenset[tuple[EventId, str]]) -> None:
+        """Hand rows that are now durable to the groups, except to those that have acted on them."""
+        for group in self._groups.values():
+            for offset, message in rows:
+                if message.topic in group.topics:
+                    group.offer(offset, message, done=(message.id, group.name) in handled)
+        self._schedule_flush()
+
+    async def consume(self, group: str, topics: Sequence[str]) -> AsyncIterator[Delivery]:
+        row = await self._database.read(
+            lambda c: c.execute("select offset from consumer_offset where consumer_group = ?", (group,)).fetchone()
+        )
+        state = self._groups[group] = _Group(group, frozenset(topics), row[0] if row else 0)
+        try:
+            while True:
+                if state.behind:
+                    async for delivery in self._catch_up(state):
+                        yield delivery
+                while state.waiting:
+                    yield state.take()
+                if not state.behind:
+                    await state.woken.wait()
+                    state.woken.clear()
+        finally:
+            del self._groups[group]
+
+    async def _catch_up(self, state: "_Group") -> AsyncIterator[Delivery]:
+        """Deliver from the table until nothing lies between it and what arrives in memory."""
+        while True:
+            after = state.read_to
+            rows = await self._database.read(
+                lambda c: c.execute(
+                    "select offset, topic, type, body from log where offset > ? order by offset limit ?", (after, PAGE)
+                ).fetchall()
+            )
+            if not rows:
+                # Nothing is awaited between this read's answer and the switch, so no row can slip past both.
+                if state.overtaken():
+                    continue
+                state.behind = False
+                return
+            for offset, topic, name, body in rows:
+                state.read_to = offset
+                if topic in state.topics and not state.is_done(offset):
+                    state.in_flight.add(offset)
+                    yield Delivery(_decoders[name](body), offset)
+
+    def acknowledge(self, group: str, delivery: Delivery) -> None:
+        state = self._groups.get(group)
+        if state is not None:
+            state.in_flight.discard(delivery.offset)
+            self._schedule_flush()
+
+    def _schedule_flush(self) -> None:
+        if self._flusher is None:
+            self._flusher = asyncio.get_running_loop().call_later(FLUSH_INTERVAL_S, self._flush)
+
+    def _flush(self) -> None:
+        self._flusher = None
+        rows = [(group.name, group.low_watermark()) for group in self._groups.values()]
+        self._database.write(
+            lambda c: c.executemany("insert or replace into consumer_offset values (?,?)", rows).rowcount
+        ).add_done_callback(lambda future: future.exception())
+
+    async def ready(self) -> None:
+        await self._database.write(lambda c: c.execute("select max(offset) from log").fetchone())
+
+    def close(self) -> None:
+        """Write the offsets a last time; the database commits them when it closes."""
+        if self._flusher is not None:
+            self._flusher.cancel()
+            self._flush()
+
+
+class _Group:
+    """What one consumer group has yet to see."""
+
+    def __init__(self, name: str, topics: frozenset[str], offset: int) -> None:
+        self.name = name
+        self.topics = topics
+        self.waiting: deque[tuple[int, Message]] = deque()
+        self.in_flight: set[int] = set()
+        self.read_to = offset
+        """Every offset up to here was delivered, passed over, or waits in memory."""
+        self.behind = True
+        """Whether messages have to be read from the table before those that arrive now."""
+        self.woken = asyncio.Event()
+        self._done_ahead: set[int] = set()
+        self._newest = offset
+
+    def offer(self, offset: int, message: Message, *, done: bool) -> None:
+        self._newest = offset
+        if self.behind:
+            if done:
+                self._done_ahead.add(offset)
+            return
+        self.read_to = offset
+        if done:
+            return
+        if len(self.waiting) >= BACKLOG:
+            self.behind = True
+            self.read_to = self.waiting[0][0] - 1
+            self.waiting.clear()
+        else:
+            self.waiting.append((offset, message))
+        self.woken.set()
+
+    def take(self) -> Delivery:
+        offset, message = self.waiting.popleft()
+        self.in_flight.add(offset)
+        return Delivery(message, offset)
+
+    def is_done(self, offset: int) -> bool:
+        if offset in self._done_ahead:
+            self._done_ahead.discard(offset)
+            return True
+        return False
+
+    def overtaken(self) -> bool:
+        """Whether a message was committed while the table was being read."""
+        return self._newest > self.read_to
+
+    def low_watermark(self) -> int:
+        """Return the offset up to which everything is acknowledged."""
+        ahead = [offset for offset in (min(self.in_flight, default=None), self.waiting[0][0] if self.waiting else None)]
+        first = min((offset for offset in ahead if offset is not None), default=self.read_to + 1)
+        return first - 1

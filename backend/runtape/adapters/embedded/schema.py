@@ -1,0 +1,64 @@
+"""The tables of the embedded profile.
+
+Documents are JSON in ``doc``.  What is searched or changed apart from the version stands in columns beside it:
+they are written from the document, and win over it where a column can move alone (``due_at``,
+``lease_expires_at``, ``idempotency_key``).  docs/decisions/0003 has the measurement against generated columns.
+"""
+
+STORE_SCHEMA: tuple[str, ...] = (
+    """create table if not exists execution (
+        id text not null unique,
+        version integer not null,
+        user_id text not null,
+        project_id text not null,
+        status text not null,
+        lang text not null,
+        created_at real not null,
+        due_at real,
+        lease_expires_at real,
+        idempotency_key text,
+        blob_sha256 text,
+        doc blob not null
+    )""",
+    "create index if not exists execution_by_user on execution (user_id, id)",
+    "create index if not exists execution_due on execution (due_at) where due_at is not null",
+    """create unique index if not exists execution_idempotency on execution (user_id, idempotency_key)
+        where idempotency_key is not null""",
+    "create index if not exists execution_blob on execution (blob_sha256) where blob_sha256 is not null",
+    """create table if not exists saga (
+        execution_id text not null unique,
+        version integer not null,
+        due_at real,
+        unfinished integer not null,
+        doc blob not null
+    )""",
+    "create index if not exists saga_due on saga (due_at) where due_at is not null",
+    "create index if not exists saga_unfinished on saga (execution_id) where unfinished",
+    """create table if not exists tape (
+        execution_id text not null,
+        attempt integer not null,
+        seq integer not null,
+        stream integer not null,
+        truncated integer not null,
+        t_ns integer not null,
+        size integer not null,
+        data blob not null,
+        primary key (execution_id, attempt, seq)
+    ) without rowid""",
+    """create table if not exists blob (
+        sha256 text primary key not null,
+        created_at real not null,
+        data blob not null
+    )""",
+    """create table if not exists log (
+        offset integer primary key,
+        topic text not null,
+        key text not null,
+        type text not null,
+        body blob not null
+    )""",
+    """create table if not exists consumer_offset (
+        consumer_group text primary key not null,
+        offset integer not null
+    ) without rowid""",
+)

@@ -1,0 +1,237 @@
+"""The tape and the blobs in SQLite."""
+
+import asyncio
+import hashlib
+import sqlite3
+from collections.abc import AsyncIterator, Sequence
+from datetime import datetime
+
+from runtape.adapters.embedded.database import Database
+from runtape.domain.tape import Record, Stream
+from runtape.ports.clock import Clock
+from runtape.ports.pod_runtime import PodKey
+from runtape.ports.stores import HEAD_BYTES, TapeSummary
+
+_STREAMS = (Stream.STDOUT, Stream.STDERR)
+_NUMBER = {stream: number for number, stream in enumerate(_STREAMS)}
+PAGE_BYTES = 1 << 20
+
+
+class _Digest:
+    """The running summary of one tape."""
+
+    def __init__(self) -> None:
+        self.last_seq = 0
+        self.truncated = False
+        self._sizes = [0, 0]
+        self._hashes = [hashlib.sha256(), hashlib.sha256()]
+        self._heads = [bytearray(), bytearray()]
+
+    def add(self, record: Record) -> None:
+        number = _NUMBER[record.stream]
+        self.last_seq = record.seq
+        self.truncated |= record.truncated
+        self._sizes[number] += len(record.data)
+        self._hashes[number].update(record.data)
+        head = self._heads[number]
+        if len(head) < HEAD_BYTES:
+            head += record.data[: HEAD_BYTES - len(head)]
+
+    def summary(self) -> TapeSummary:
+        return TapeSummary(
+            last_seq=self.last_seq,
+            stdout_bytes=self._sizes[0],
+            stderr_bytes=self._sizes[1],
+            stdout_sha256=self._hashes[0].hexdigest(),
+            stderr_sha256=self._hashes[1].hexdigest(),
+            stdout_head=bytes(self._heads[0]),
+            stderr_head=bytes(self._heads[1]),
+            truncated=self.truncated,
+        )
+
+
+class _OpenTape(_Digest):
+    """A tape that this process is appending to; its summary covers what is committed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiters: list[tuple[int, asyncio.Future[bool]]] = []
+
+    def wake(self) -> None:
+        for seq, future in self.waiters:
+            if seq <= self.last_seq and not future.done():
+                future.set_result(True)
+        self.waiters = [waiter for waiter in self.waiters if not waiter[1].done()]
+
+    def abandon(self) -> None:
+        for _, future in self.waiters:
+            if not future.done():
+                future.set_result(False)
+
+
+class SqliteTapeStore:
+    """`TapeStore` over the `tape` table.  Appends survive the process and ride on the next durable commit."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._open: dict[PodKey, _OpenTape] = {}
+
+    def open_tape(self, key: PodKey) -> None:
+        self._open.setdefault(key, _OpenTape())
+
+    async def append(self, key: PodKey, records: Sequence[Record]) -> None:
+        rows = [
+            (
+                key.execution_id,
+                key.attempt,
+                record.seq,
+                _NUMBER[record.stream],
+                record.truncated,
+                record.t_ns,
+                len(record.data),
+                record.data,
+            )
+            for record in records
+        ]
+        await self._database.write(
+            lambda c: c.executemany("insert or ignore into tape values (?,?,?,?,?,?,?,?)", rows).rowcount
+        )
+        tape = self._open.get(key)
+        if tape is None:
+            return
+        for record in records:
+            if record.seq == tape.last_seq + 1:
+                tape.add(record)
+        if tape.waiters:
+            tape.wake()
+
+    async def read(self, key: PodKey, after_seq: int, limit_bytes: int) -> Sequence[Record]:
+        tape = self._open.get(key)
+        if tape is not None and after_seq >= tape.last_seq:
+            return ()
+        return await self._database.read(lambda c: _read_page(c, key, after_seq, limit_bytes))
+
+    async def read_stream(self, key: PodKey, stream: Stream, start: int, end: int) -> AsyncIterator[bytes]:
+        after_seq, offset = 0, 0
+        while offset < end:
+            since, passed = after_seq, offset
+            page = await self._database.read(lambda c: _read_stream_page(c, key, stream, since, passed, start, end))
+            if not page:
+                return
+            for seq, size, data in page:
+                if data is not None:
+                    yield data[max(0, start - offset) : end - offset]
+                after_seq, offset = seq, offset + size
+
+    async def summary(self, key: PodKey) -> TapeSummary:
+        tape = self._open.get(key)
+        if tape is not None:
+            return tape.summary()
+
+        def work(c: sqlite3.Connection) -> TapeSummary:
+            digest = _Digest()
+            while page := _read_page(c, key, digest.last_seq, PAGE_BYTES):
+                for record in page:
+                    digest.add(record)
+            return digest.summary()
+
+        return await self._database.read(work)
+
+    async def reached(self, key: PodKey, seq: int) -> bool:
+        tape = self._open.get(key)
+        if seq == 0 or (tape is not None and tape.last_seq >= seq):
+            return True
+        if tape is not None:
+            future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+            tape.waiters.append((seq, future))
+            return await future
+        row = await self._database.read(
+            lambda c: c.execute(
+                "select count(*) from tape where execution_id = ? and attempt = ? and seq between 1 and ?",
+                (key.execution_id, key.attempt, seq),
+            ).fetchone()
+        )
+        return row[0] == seq
+
+    async def close_tape(self, key: PodKey) -> None:
+        tape = self._open.pop(key, None)
+        if tape is not None:
+            tape.abandon()
+
+
+def _read_page(c: sqlite3.Connection, key: PodKey, after_seq: int, limit_bytes: int) -> list[Record]:
+    records: list[Record] = []
+    size = 0
+    for seq, stream, truncated, t_ns, data in c.execute(
+        "select seq, stream, truncated, t_ns, data from tape"
+        " where execution_id = ? and attempt = ? and seq > ? order by seq",
+        (key.execution_id, key.attempt, after_seq),
+    ):
+        records.append(Record(seq, _STREAMS[stream], t_ns, data, bool(truncated)))
+        size += len(data)
+        if size >= limit_bytes:
+            break
+    return records
+
+
+def _read_stream_page(
+    c: sqlite3.Connection, key: PodKey, stream: Stream, after_seq: int, offset: int, start: int, end: int
+) -> list[tuple[int, int, bytes | None]]:
+    """Return (seq, size, data) of the stream's records; data is None where they lie before `start`."""
+    page: list[tuple[int, int, bytes | None]] = []
+    taken = 0
+    for seq, size in c.execute(
+        "select seq, size from tape where execution_id = ? and attempt = ? and seq > ? and stream = ? order by seq",
+        (key.execution_id, key.attempt, after_seq, _NUMBER[stream]),
+    ):
+        data: bytes | None = None
+        if offset + size > start:
+            data = c.execute(
+                "select data from tape where execution_id = ? and attempt = ? and seq = ?",
+                (key.execution_id, key.attempt, seq),
+            ).fetchone()[0]
+            taken += size
+        page.append((seq, size, data))
+        offset += size
+        if offset >= end or taken >= PAGE_BYTES:
+            break
+    return page
+
+
+class SqliteBlobStore:
+    """`BlobStore` over the `blob` table."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+
+    async def put(self, data: bytes) -> str:
+        sha256 = hashlib.sha256(data).hexdigest()
+        now = self._clock.now().timestamp()
+        # The time is renewed, so that a sweep cannot take a blob between this and the document that names it.
+        await self._database.write(
+            lambda c: c.execute(
+                "insert into blob values (?,?,?) on conflict (sha256) do update set created_at = excluded.created_at",
+                (sha256, now, data),
+            ).rowcount
+        )
+        return sha256
+
+    async def get(self, sha256: str) -> bytes | None:
+        row = await self._database.read(
+            lambda c: c.execute("select data from blob where sha256 = ?", (sha256,)).fetchone()
+        )
+        return row[0] if row else None
+
+    async def ready(self) -> None:
+        await self._database.read(lambda c: c.execute("select 1").fetchone())
+
+    async def sweep(self, created_before: datetime) -> int:
+        cutoff = created_before.timestamp()
+        return await self._database.write(
+            lambda c: c.execute(
+                "delete from blob where created_at < ?"
+                " and not exists (select 1 from execution where blob_sha256 = blob.sha256)",
+                (cutoff,),
+            ).rowcount
+        )

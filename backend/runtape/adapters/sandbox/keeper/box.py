@@ -1,0 +1,214 @@
+"""Making a box: from `clone3` in the keeper to a confined pid 1 that waits for its order.
+
+Theory of operation.  One `clone3` makes the process and all its namespaces at once, so it needs no privilege and no
+process in between.  The child is pid 1 of the box.  In order:
+
+1. It maps its one user: `BOX_UID` inside is an unprivileged uid outside, under root one of its own per living box
+   (limits per user then cannot be exhausted by a neighbour), else the uid of the service.  A keeper that is root
+   takes that uid on for the moment of the clone, so the new user namespace belongs to it and not to root.
+2. It asks to be killed when the keeper dies.  The kernel forgets such a request at a change of ids, hence after 1.
+3. Loopback, host name, file system (`rootfs.enter_box`): all that needs capabilities.
+4. It closes every descriptor but its own, lowers the limits that no order may raise, drops all capabilities with the
+   bounding set, forbids new ones, becomes unreadable to others (not dumpable), and installs the seccomp filter.
+5. It tells the keeper that it is armed, and turns into `init.serve`.
+
+A step that fails is told by the box and ends it: there is no box that is half confined.
+"""
+
+import contextlib
+import fcntl
+import os
+import resource
+import signal
+import socket
+import struct
+from dataclasses import dataclass
+from typing import Final, NamedTuple, NoReturn
+
+from . import init, linux, rootfs, wire
+from .cgroups import Group, GroupFiles
+
+_NAMESPACES: Final = (
+    linux.CLONE_NEWUSER
+    | linux.CLONE_NEWNS
+    | linux.CLONE_NEWPID
+    | linux.CLONE_NEWNET
+    | linux.CLONE_NEWIPC
+    | linux.CLONE_NEWUTS
+    | linux.CLONE_NEWCGROUP
+)
+_STACK_BYTES: Final = (8 << 20, 64 << 20)
+_FIXED_LIMITS: Final = (
+    (resource.RLIMIT_CORE, (0, 0)),
+    (resource.RLIMIT_MEMLOCK, (0, 0)),
+    (resource.RLIMIT_MSGQUEUE, (0, 0)),
+    (resource.RLIMIT_RTPRIO, (0, 0)),
+    (resource.RLIMIT_STACK, _STACK_BYTES),
+)
+_OOM_SCORE_ADJUSTMENT: Final = b"500"
+"""When the whole machine runs out of memory, a box goes before any service."""
+_NO_GROUP: Final = GroupFiles(-1, -1, -1, -1)
+
+
+class _Kept(NamedTuple):
+    """The descriptors that a box keeps."""
+
+    stdout: int
+    stderr: int
+    channel: int
+    lock: int
+    memory_limit: int
+    processes: int
+    peak_memory: int
+    events: int
+
+
+@dataclass(slots=True, eq=False)
+class Box:
+    """A box as the keeper sees it, from the clone until its pid 1 is reaped."""
+
+    number: int
+    pid: int
+    pidfd: int
+    uid_slot: int
+    channel: socket.socket
+    """The service's end of the order channel; the keeper's until the box is armed."""
+    output_fds: tuple[int, int]
+    group: Group | None
+    work_directory_fd: int = -1
+    memory_limit_bytes: int = 0
+    """Bound to be watched; 0 when a cgroup does it or nothing runs yet."""
+    peak_memory_bytes: int = 0
+    cpu_limit_ns: int = 0
+    cpu_check_due_s: float = 0.0
+    kill_reason: str = ""
+    armed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Confinement:
+    """What is the same for every box of a keeper."""
+
+    seccomp_filter: bytes
+    lock_fd: int
+    """Lock of the data folder: pid 1 keeps it open, so the lock is held while a box may live."""
+    first_host_uid: int | None
+    """Under root, the uid of slot 0; None where the service's own uid is all there is."""
+    share_work_directory: bool
+    """Whether the keeper measures the work directory, for want of a cgroup that does."""
+
+
+def make_box(
+    number: int, uid_slot: int, disk_bytes: int, inodes: int, group: Group | None, confinement: Confinement
+) -> Box:
+    """Clone a box and return at once; it tells on its channel when it is armed.  Raises: OSError."""
+    files = _NO_GROUP if group is None else group.open_files()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    stdout_read, stdout_write = os.pipe()
+    stderr_read, stderr_write = os.pipe()
+    kept = _Kept(stdout_write, stderr_write, theirs.fileno(), confinement.lock_fd, *files)
+    try:
+        pid, pidfd = _clone(kept, uid_slot, disk_bytes, inodes, confinement)
+    except OSError:
+        ours.close()
+        os.close(stdout_read)
+        os.close(stderr_read)
+        raise
+    finally:
+        theirs.close()
+        os.close(stdout_write)
+        os.close(stderr_write)
+        if group is not None:
+            group.close_files()
+    return Box(number, pid, pidfd, uid_slot, ours, (stdout_read, stderr_read), group)
+
+
+def _clone(kept: _Kept, uid_slot: int, disk_bytes: int, inodes: int, confinement: Confinement) -> tuple[int, int]:
+    host_uid = os.geteuid() if confinement.first_host_uid is None else confinement.first_host_uid + uid_slot
+    host_gid = os.getegid() if confinement.first_host_uid is None else host_uid
+    if confinement.first_host_uid is not None:
+        os.setegid(host_gid)
+        os.seteuid(host_uid)
+    pid = -1
+    try:
+        pid, pidfd = linux.clone(_NAMESPACES, signal.SIGCHLD)
+        if pid == 0:
+            _become_box(kept, host_uid, host_gid, disk_bytes, inodes, confinement)
+    finally:
+        if pid != 0 and confinement.first_host_uid is not None:
+            os.seteuid(0)
+            os.setegid(0)
+            linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)  # the change of ids has cleared it
+    return pid, pidfd
+
+
+def _become_box(
+    kept: _Kept, host_uid: int, host_gid: int, disk_bytes: int, inodes: int, confinement: Confinement
+) -> NoReturn:
+    channel_fd = kept.channel
+    try:
+        _become_user(host_uid, host_gid)
+        linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+        linux.set_hostname(b"runtape")
+        _raise_loopback()
+        rootfs.enter_box(disk_bytes, inodes + 2)  # the folder itself and .tmp
+        kept = _close_all_but(kept)
+        channel_fd = kept.channel
+        for kind, limits in _FIXED_LIMITS:
+            _, hard = resource.getrlimit(kind)
+            resource.setrlimit(kind, limits if hard == resource.RLIM_INFINITY else tuple(min(n, hard) for n in limits))
+        linux.drop_capabilities()
+        linux.forbid_new_privileges()
+        linux.prctl(linux.PR_SET_DUMPABLE, 0)
+        linux.install_filter(confinement.seccomp_filter)
+        channel = socket.socket(fileno=channel_fd)
+        if confinement.share_work_directory:
+            work_directory_fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            socket.send_fds(channel, [wire.pack("armed")], [work_directory_fd])
+            os.close(work_directory_fd)
+        else:
+            channel.send(wire.pack("armed"))
+    except BaseException as error:
+        os.write(channel_fd, wire.pack("failed", f"{type(error).__name__}: {error}"))
+        os._exit(1)
+    init.serve(channel, GroupFiles(*kept[4:]))
+
+
+def _become_user(host_uid: int, host_gid: int) -> None:
+    """Map `BOX_UID` to the user that made this namespace, and be it in every way."""
+    linux.prctl(linux.PR_SET_DUMPABLE, 1)  # else /proc/self belongs to root, the keeper having changed its ids
+    with contextlib.suppress(OSError):  # a preference; /proc may be masked
+        _write("/proc/self/oom_score_adj", _OOM_SCORE_ADJUSTMENT)
+    _write("/proc/self/setgroups", b"deny")
+    _write("/proc/self/uid_map", b"%d %d 1" % (rootfs.BOX_UID, host_uid))
+    _write("/proc/self/gid_map", b"%d %d 1" % (rootfs.BOX_UID, host_gid))
+    os.setresgid(rootfs.BOX_UID, rootfs.BOX_UID, rootfs.BOX_UID)
+    os.setresuid(rootfs.BOX_UID, rootfs.BOX_UID, rootfs.BOX_UID)
+
+
+def _raise_loopback() -> None:
+    siocsifflags, up_and_running = 0x8914, 0x1 | 0x40
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        fcntl.ioctl(probe, siocsifflags, struct.pack("16sH14x", b"lo", up_and_running))
+
+
+def _close_all_but(kept: _Kept) -> _Kept:
+    """Number the kept descriptors from 1 up, put /dev/null at 0, close all else, and return the new numbers.
+
+    Only 0, 1 and 2 pass through an exec.
+    """
+    spare = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) if fd >= 0 else -1 for fd in kept]
+    os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
+    for number, fd in enumerate(spare, start=1):
+        if fd >= 0:
+            os.dup2(fd, number, inheritable=number <= 2)
+    linux.close_from(len(kept) + 1)
+    return _Kept(*(number if fd >= 0 else -1 for number, fd in enumerate(spare, start=1)))
+
+
+def _write(path: str, content: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, content)
+    finally:
+        os.close(fd)

@@ -1,0 +1,130 @@
+"""Pid 1 of a box: takes one order, starts the program, and tells its end.
+
+Theory of operation.  When this runs, the process is confined for good: its own namespaces, no capability, the
+seccomp filter.  Nothing that an order asks for needs more.  It blocks in one `recvmsg` on its order channel; an end
+of file there (the service or the keeper died) ends it.  On an order it writes the files, lowers its limits, and
+starts the program by `posix_spawn` (vfork and exec: no page is copied) as a session of its own.
+
+What the program inherits: descriptors 0, 1 and 2, and the confinement.  All else is close-on-exec.  It shares its
+uid with pid 1 yet can neither see it (not dumpable, hidepid) nor signal it (the kernel drops signals to a pid 1
+without handlers), nor change its limits (seccomp), so it has no way to the channel and cannot forge its end.
+
+The environment goes to `execve` as the order names it, LD_PRELOAD and all: nothing privileged is ever executed
+here, set-uid bits are void, and whatever a loader could be told to load is the program's own file, run as itself.
+
+The end.  Orphans fall to us and are reaped on the way.  When the program itself has ended, what is left of its tree
+is killed and reaped: `kill(-1)` is atomic against fork.  Only then is the end told, so whoever hears it knows that
+no byte will follow in the pipes and that the resource usage is that of the whole tree.  Then this process exits,
+and the kernel removes the namespaces.  When we are killed instead, the kernel kills the tree before our death
+becomes visible, and the keeper tells the end.
+"""
+
+import contextlib
+import os
+import resource
+import signal
+import socket
+from typing import Final, NoReturn
+
+from . import wire
+from .cgroups import GroupFiles, parse_field
+
+_STDIN: Final = 0
+_DEFAULTED: Final = [signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+"""Signals that this interpreter or the keeper ignores; a program begins with all at their default."""
+
+
+def serve(channel: socket.socket, group: GroupFiles) -> NoReturn:
+    """Wait for the order, carry it out, tell the end and exit."""
+    try:
+        datagram, fds = _receive(channel)
+        if not datagram:
+            os._exit(0)
+        pid = _start(datagram, fds, group)
+        wait_status = _reap_all(pid)
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        ended = wire.Ended(
+            wait_status,
+            int(used.ru_utime * 1e9),
+            int(used.ru_stime * 1e9),
+            int(os.pread(group.peak_memory, 64, 0)) if group.peak_memory >= 0 else used.ru_maxrss * 1024,
+            parse_field(os.pread(group.events, 4096, 0), b"oom_kill") if group.events >= 0 else 0,
+        )
+        channel.send(wire.pack("ended", *ended))
+    except BaseException as error:
+        channel.send(wire.pack("failed", f"{type(error).__name__}: {error}"))
+    os._exit(0)
+
+
+def _receive(channel: socket.socket) -> tuple[bytes, list[int]]:
+    try:
+        datagram, fds, _, _ = socket.recv_fds(channel, wire.DATAGRAM_BYTES, 2)
+    except ConnectionResetError:
+        return b"", []
+    return datagram, fds
+
+
+def _start(datagram: bytes, fds: list[int], group: GroupFiles) -> int:
+    flags, packed = datagram[0], datagram[1:]
+    if flags & wire.ORDER_IN_FD:
+        fd = fds.pop(0)
+        packed = os.pread(fd, os.fstat(fd).st_size, 0)
+        os.close(fd)
+    order = wire.Order(*wire.unpack(packed))
+    _write_files(order.files)
+    if group.memory_limit >= 0:
+        os.write(group.memory_limit, b"%d" % order.memory_bytes)
+        os.close(group.memory_limit)
+    if group.processes >= 0:
+        os.write(group.processes, b"%d" % (order.processes + 1))
+        os.close(group.processes)
+    if group.peak_memory >= 0:
+        with contextlib.suppress(OSError):  # arming is not the program's usage; needs v1, or Linux 6.12
+            os.write(group.peak_memory, b"0")
+    _open_stdin(order.stdin, fds.pop() if flags & wire.STDIN_IN_FD else -1)
+    for kind, soft, hard in order.rlimits:
+        resource.setrlimit(kind, (soft, hard))
+    # This process counts against the limit of its user as well.
+    resource.setrlimit(resource.RLIMIT_NPROC, (order.processes + 1, order.processes + 1))
+    return os.posix_spawn(order.argv[0], order.argv, order.env, setsid=True, setsigmask=[], setsigdef=_DEFAULTED)
+
+
+def _write_files(files: tuple[tuple[str, bytes], ...]) -> None:
+    """Write into the work directory, which is empty but for `.tmp`: no path can lead astray yet."""
+    for path, content in files:
+        folder, slash, _ = path.rpartition("/")
+        if slash:
+            os.makedirs(folder, exist_ok=True)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        rest = memoryview(content)
+        while rest:
+            rest = rest[os.write(fd, rest) :]
+        os.close(fd)
+
+
+def _open_stdin(content: bytes, fd: int) -> None:
+    """Put the input at descriptor 0: the sealed memfd `fd`, or a pipe that holds all of `content`, or nothing."""
+    if fd >= 0:
+        os.dup2(fd, _STDIN)
+        os.close(fd)
+    elif content:
+        read_end, write_end = os.pipe()
+        os.write(write_end, content)
+        os.close(write_end)
+        os.dup2(read_end, _STDIN)
+        os.close(read_end)
+
+
+def _reap_all(program: int) -> int:
+    """Wait for the program, then kill and reap all that it left; return its wait status."""
+    wait_status = -1
+    while wait_status < 0:
+        pid, status = os.waitpid(-1, 0)
+        if pid == program:
+            wait_status = status
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                os.kill(-1, signal.SIGKILL)
+                os.waitpid(-1, 0)
+    return wait_status

@@ -1,0 +1,154 @@
+"""The languages that can be run on this machine: described in `runtimes.toml`, found by looking for executables.
+
+Only real executables count: version managers put shell scripts in PATH (shims) that cost 100 ms per start and look
+outside the sandbox.  So names are resolved, scripts are passed over, and pyenv's own folder is looked through.
+"""
+
+import os
+import re
+import subprocess
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from runtape.ports.pod_runtime import Runtime
+
+from .keeper import wire
+
+_HERE: Final = Path(__file__).parent
+_FIRST_FOLDERS: Final = ("/usr/bin", "/usr/local/bin")
+_HIDDEN_IN_BOX: Final = ("/tmp/", "/box/", "/proc/", "/dev/", "/etc/", "/host/")
+_ASK_TIMEOUT_S: Final = 5.0
+_ELF_MAGIC: Final = b"\x7fELF"
+
+
+@dataclass(frozen=True, slots=True)
+class InstalledRuntime:
+    """A runtime with what it takes to start it."""
+
+    runtime: Runtime
+    binary: str
+    prefix: str
+    argv: tuple[str, ...]
+    """With ``{memory_mb}`` left to fill in; the program's arguments follow."""
+    reserve_mb: int
+
+    @property
+    def shown_prefix(self) -> str | None:
+        """The folder that must be shown in a box beyond the system's own."""
+        return None if self.prefix == "/usr" or self.prefix.startswith("/usr/") else self.prefix
+
+
+@dataclass(frozen=True, slots=True)
+class MissingRuntime:
+    """A language of which no executable was found."""
+
+    lang: str
+    package: str
+
+
+def starters() -> tuple[tuple[str, bytes], ...]:
+    """Return (name, content) of the files that boxes show in `wire.STARTERS`."""
+    folder = _HERE / "starters"
+    return tuple((path.name, path.read_bytes()) for path in sorted(folder.glob("*.py")))
+
+
+def detect(
+    search_path: Sequence[str] | None = None, home: Path | None = None
+) -> tuple[list[InstalledRuntime], list[MissingRuntime]]:
+    """Return what is installed, newest version of a language first, and the languages that are missing.
+
+    Reads folders and runs ``bash --version`` and the like; blocks for some 50 ms.
+    """
+    folders = _folders(search_path if search_path is not None else os.environ.get("PATH", "").split(":"), home)
+    found: list[InstalledRuntime] = []
+    missing: list[MissingRuntime] = []
+    with open(_HERE / "runtimes.toml", "rb") as file:
+        descriptions = tomllib.load(file)["runtime"]
+    for description in descriptions:
+        by_version: dict[str, InstalledRuntime] = {}
+        for binary, version in _candidates(description, folders):
+            if version not in by_version and (runtime := _installed(description, binary, version)) is not None:
+                by_version[version] = runtime
+        if not by_version:
+            missing.append(MissingRuntime(description["lang"], description["package"]))
+        newest_first = sorted(by_version, key=lambda version: [int(part) for part in version.split(".")], reverse=True)
+        found.extend(by_version[version] for version in newest_first)
+    return found, missing
+
+
+def _folders(search_path: Sequence[str], home: Path | None) -> list[str]:
+    """Return where to look, in order, without repetition: the system first, whose interpreters start fastest."""
+    versions = (home or Path.home()) / ".pyenv" / "versions"
+    pyenv = sorted(str(path) for path in versions.glob("*/bin")) if versions.is_dir() else []
+    return list(dict.fromkeys([*_FIRST_FOLDERS, *(path for path in search_path if path), *pyenv]))
+
+
+def _candidates(description: Mapping[str, Any], folders: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield (real path, version) of every executable that fits the description; a path once."""
+    pattern = re.compile(description["binary"])
+    seen: set[str] = set()
+    for folder in folders:
+        try:
+            names = sorted(name for name in os.listdir(folder) if pattern.fullmatch(name))
+        except OSError:
+            continue
+        for name in names:
+            binary = os.path.realpath(f"{folder}/{name}")
+            if binary in seen or binary.startswith(_HIDDEN_IN_BOX) or not _is_executable(binary):
+                continue
+            seen.add(binary)
+            match = pattern.fullmatch(name)
+            version = match[1] if match and match.re.groups else _ask_version(binary, description)
+            if version is not None:
+                yield binary, version
+
+
+def _is_executable(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read(4) == _ELF_MAGIC and os.access(path, os.X_OK)
+    except OSError:
+        return False
+
+
+def _ask_version(binary: str, description: Mapping[str, Any]) -> str | None:
+    try:
+        answer = subprocess.run(
+            [binary, *description["version_args"]],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_ASK_TIMEOUT_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    match = re.search(description["version_pattern"], answer.stdout)
+    return match[1] if match else None
+
+
+def _installed(description: Mapping[str, Any], binary: str, version: str) -> InstalledRuntime | None:
+    prefix = os.path.dirname(os.path.dirname(binary))
+    needed = description.get("prefix_has", "").format(version=version)
+    if prefix == "/":  # /bin/bash of a system without merged /usr: shown anyway
+        prefix = "/usr"
+    elif needed and not os.path.isfile(f"{prefix}/{needed}"):
+        return None
+    libraries = (f"{prefix}/{path.format(version=version)}" for path in description.get("libraries", ()))
+    values = {
+        "binary": binary,
+        "starter": f"{wire.STARTERS}/{description.get('starter')}",
+        "libraries": ":".join(path for path in libraries if os.path.isdir(path)),
+        "script": f"/box/{description['file_name']}",
+        "memory_mb": "{memory_mb}",
+    }
+    return InstalledRuntime(
+        Runtime(description["lang"], version, description["file_name"], description["example"].lstrip("\n")),
+        binary,
+        prefix,
+        tuple(part.format_map(values) for part in description["argv"]),
+        description["reserve_mb"],
+    )

@@ -1,0 +1,55 @@
+"""The ASGI application: gate, hot routes, then FastAPI for everything else."""
+
+from collections.abc import Mapping
+
+from dishka import AsyncContainer
+from dishka.integrations.fastapi import setup_dishka
+from fastapi import APIRouter, FastAPI
+from starlette.types import ASGIApp
+
+from runtape import __version__
+from runtape.api import openapi, problems
+from runtape.api.gate import Gate
+from runtape.api.raw import RawRoutes
+from runtape.api.routers import api_keys, auth, catalog, executions, health
+from runtape.api.sse import EventStreams
+from runtape.application.identity import Identity
+from runtape.application.queries import Queries
+from runtape.application.streaming import Streams
+from runtape.application.submission import Submissions
+from runtape.ports.limits import Allowance, RateLimiter
+
+PREFIX = "/api/v1"
+
+
+def make_fastapi(container: AsyncContainer | None) -> FastAPI:
+    """Return the FastAPI part; without a container it can only tell its OpenAPI."""
+    app = FastAPI(
+        title="Runtape",
+        version=__version__,
+        summary="Runs other people's code safely and keeps the tape.",
+        openapi_url=f"{PREFIX}/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    api = APIRouter(prefix=PREFIX)
+    for router in (auth.router, api_keys.router, executions.router, catalog.router, health.router):
+        api.include_router(router)
+    app.include_router(api)
+    problems.install(app)
+    openapi.install(app)
+    if container is not None:
+        setup_dishka(container, app)
+    return app
+
+
+async def make_app(container: AsyncContainer, allowances: Mapping[str, Allowance], max_body_bytes: int) -> ASGIApp:
+    """Return the whole application over the services in `container`."""
+    raw = RawRoutes(
+        make_fastapi(container),
+        submissions=await container.get(Submissions),
+        queries=await container.get(Queries),
+        streams=EventStreams(await container.get(Streams)),
+    )
+    return Gate(raw, await container.get(Identity), await container.get(RateLimiter), allowances, max_body_bytes)

@@ -1,0 +1,213 @@
+"""Reading, cancelling, retrying and deleting executions."""
+
+import re
+from collections.abc import AsyncIterator
+from datetime import datetime
+from typing import Annotated
+
+from dishka.integrations.fastapi import DishkaRoute, FromDishka
+from fastapi import APIRouter, Header, Query, Request
+from fastapi.responses import Response, StreamingResponse
+
+from runtape.api.access import PrincipalDep, require
+from runtape.api.models import (
+    Accepted,
+    CancelAnswer,
+    CancelRequest,
+    EventAnswer,
+    EventList,
+    ExecutionAnswer,
+    ExecutionList,
+    ResultAnswer,
+)
+from runtape.api.problems import documented
+from runtape.application.queries import Output, Queries
+from runtape.application.submission import Submissions
+from runtape.domain.errors import ValidationFailed
+from runtape.domain.identity import Scope
+from runtape.domain.ids import ExecutionId
+from runtape.domain.outcome import Status
+from runtape.domain.tape import Stream
+from runtape.ports.stores import ExecutionFilter
+
+router = APIRouter(route_class=DishkaRoute, tags=["executions"])
+
+_READ = documented("unauthenticated", "scope_missing", "not_found", "rate_limited")
+_CHANGE = documented("unauthenticated", "scope_missing", "csrf_failed", "not_found", "already_terminal", "rate_limited")
+_RANGE = re.compile(r"bytes=(\d*)-(\d*)\Z")
+PAGE_LIMIT = 200
+
+
+@router.get("/executions/{execution_id}", response_model=ExecutionAnswer, responses=_READ)
+async def get_execution(
+    execution_id: ExecutionId, principal: PrincipalDep, queries: FromDishka[Queries]
+) -> ExecutionAnswer:
+    """Show an execution as it stands."""
+    require(principal, Scope.READ)
+    return ExecutionAnswer.of(await queries.execution(principal, execution_id))
+
+
+@router.get("/executions/{execution_id}/result", response_model=ResultAnswer, responses=_READ)
+async def get_result(execution_id: ExecutionId, principal: PrincipalDep, queries: FromDishka[Queries]) -> ResultAnswer:
+    """Show outcome, usage and output; before the end, what there is so far."""
+    require(principal, Scope.READ)
+    return ResultAnswer.model_validate(await queries.result(principal, execution_id))
+
+
+@router.get(
+    "/executions/{execution_id}/output/{stream}",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "All bytes of the stream",
+            "content": {
+                "application/octet-stream": {"schema": {"type": "string", "format": "binary"}, "example": "1\n"}
+            },
+        },
+        206: {"description": "The bytes that `Range` asks for"},
+        416: {"description": "The range lies beyond the stream"},
+        **_READ,
+    },
+)
+async def get_output(
+    execution_id: ExecutionId,
+    stream: Stream,
+    request: Request,
+    principal: PrincipalDep,
+    queries: FromDishka[Queries],
+    range_header: Annotated[str | None, Header(alias="Range", examples=["bytes=0-99"])] = None,
+) -> Response:
+    """Give the exact bytes that the last attempt printed, as an attachment; one `Range` is understood."""
+    require(principal, Scope.READ)
+    output = await queries.output(principal, execution_id, stream)
+    headers = {
+        "accept-ranges": "bytes",
+        "content-disposition": f'attachment; filename="{execution_id}.{stream}"',
+        "x-content-type-options": "nosniff",
+    }
+    if output.sha256 is not None:
+        headers["etag"] = f'"{output.sha256}"'
+        if request.headers.get("if-none-match") == headers["etag"]:
+            return Response(status_code=304, headers=headers)
+    chosen = _range(range_header, output.size_bytes)
+    if chosen is None and range_header is not None:
+        return Response(status_code=416, headers={**headers, "content-range": f"bytes */{output.size_bytes}"})
+    start, end = chosen or (0, output.size_bytes)
+    if range_header is not None:
+        headers["content-range"] = f"bytes {start}-{end - 1}/{output.size_bytes}"
+    headers["content-length"] = str(end - start)
+    return StreamingResponse(
+        _bytes(queries, output, start, end),
+        status_code=200 if range_header is None else 206,
+        media_type="application/octet-stream",
+        headers=headers,
+    )
+
+
+async def _bytes(queries: Queries, output: Output, start: int, end: int) -> AsyncIterator[bytes]:
+    async for piece in queries.output_bytes(output, start, end):
+        yield piece
+
+
+def _range(text: str | None, size_bytes: int) -> tuple[int, int] | None:
+    """Return start and end (exclusive) of a Range header (RFC 9110, 14.1.2); None when it cannot be satisfied."""
+    found = _RANGE.match(text) if text else None
+    if found is None or not (found[1] or found[2]):
+        return None
+    if not found[1]:
+        length = min(int(found[2]), size_bytes)
+        return (size_bytes - length, size_bytes) if length else None
+    start = int(found[1])
+    end = min(int(found[2]) + 1, size_bytes) if found[2] else size_bytes
+    return (start, end) if start < end else None
+
+
+@router.get("/executions/{execution_id}/events", response_model=EventList, responses=_READ)
+async def get_events(
+    execution_id: ExecutionId,
+    principal: PrincipalDep,
+    queries: FromDishka[Queries],
+    event_types: Annotated[list[str] | None, Query(examples=[["execution_started"]])] = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> EventList:
+    """List what has happened to an execution; the output is on its stream."""
+    require(principal, Scope.READ)
+    execution = await queries.execution(principal, execution_id)
+    events = [
+        EventAnswer(
+            event_type=step.type.replace(".", "_"),
+            event_id=execution.event_id(step.version),
+            execution_id=execution.id,
+            attempt=step.attempt,
+            timestamp=step.at,
+            status=step.status,
+            reason=step.reason,
+        )
+        for step in execution.history
+    ]
+    wanted = set(event_types or ())
+    return EventList(events=[event for event in events if not wanted or event.event_type in wanted][:limit])
+
+
+@router.post("/executions/{execution_id}/cancel", response_model=CancelAnswer, responses=_CHANGE)
+async def cancel_execution(
+    execution_id: ExecutionId,
+    principal: PrincipalDep,
+    submissions: FromDishka[Submissions],
+    body: CancelRequest | None = None,
+) -> CancelAnswer:
+    """Ask for the end of an execution; a running program is gone within a second."""
+    require(principal, Scope.EXECUTE)
+    execution = await submissions.cancel(principal, execution_id, body.reason if body else None)
+    if execution.status is Status.CANCELLED:
+        return CancelAnswer(execution_id=execution_id, status="cancelled", message="the execution never started")
+    return CancelAnswer(
+        execution_id=execution_id, status="cancellation_requested", message="the program is being ended"
+    )
+
+
+@router.post("/executions/{execution_id}/retry", response_model=Accepted, responses=_CHANGE)
+async def retry_execution(
+    execution_id: ExecutionId,
+    principal: PrincipalDep,
+    submissions: FromDishka[Submissions],
+    idempotency_key: Annotated[str | None, Header()] = None,
+) -> Accepted:
+    """Run the same source with the same limits again, as a new execution."""
+    require(principal, Scope.EXECUTE)
+    accepted = await submissions.retry(principal, execution_id, idempotency_key)
+    return Accepted(execution_id=accepted, status=Status.QUEUED)
+
+
+@router.delete("/executions/{execution_id}", status_code=204, responses=_CHANGE)
+async def delete_execution(
+    execution_id: ExecutionId, principal: PrincipalDep, submissions: FromDishka[Submissions]
+) -> None:
+    """Remove an ended execution with its tape (administrators only)."""
+    require(principal, Scope.ADMIN)
+    await submissions.delete(principal, execution_id)
+
+
+@router.get(
+    "/user/executions", response_model=ExecutionList, responses=documented("unauthenticated", "validation_failed")
+)
+async def list_executions(
+    principal: PrincipalDep,
+    queries: FromDishka[Queries],
+    status: Status | None = None,
+    lang: Annotated[str | None, Query(examples=["python"])] = None,
+    start_time: Annotated[datetime | None, Query(description="created at this time or later")] = None,
+    end_time: Annotated[datetime | None, Query(description="created before this time")] = None,
+    limit: Annotated[int, Query(ge=1, le=PAGE_LIMIT)] = 50,
+    cursor: Annotated[str | None, Query(description="`next_cursor` of the page before")] = None,
+) -> ExecutionList:
+    """List the caller's executions, newest first."""
+    require(principal, Scope.READ)
+    for name, value in (("start_time", start_time), ("end_time", end_time)):
+        if value is not None and value.tzinfo is None:
+            raise ValidationFailed("give the time with its zone, as in 2026-01-31T12:00:00Z", field=name)
+    where = ExecutionFilter(
+        user_id=principal.user_id, status=status, lang=lang, created_from=start_time, created_before=end_time
+    )
+    page, next_cursor = await queries.list(where, limit, ExecutionId(cursor) if cursor else None)
+    return ExecutionList(executions=[ExecutionAnswer.of(execution) for execution in page], next_cursor=next_cursor)

@@ -1,0 +1,63 @@
+"""The pod_monitor's work: tell how each pod ended, and find those that can no longer tell it themselves."""
+
+import structlog
+
+from runtape.application.flow import NOTHING, Documents, Flow, Step, Tasks, execution_change
+from runtape.application.running import Worker
+from runtape.domain import execution as executions
+from runtape.domain.ids import ExecutionId
+from runtape.ports.clock import Clock
+from runtape.ports.pod_runtime import PodEnded, PodKey, PodRuntime
+from runtape.ports.stores import TapeStore
+
+log = structlog.get_logger(__name__)
+
+GROUP = "pod-monitor"
+
+
+class PodMonitor:
+    """Turns the ends of pods into the ends of attempts."""
+
+    def __init__(
+        self, *, pods: PodRuntime, tape: TapeStore, worker: Worker, flow: Flow, tasks: Tasks, clock: Clock
+    ) -> None:
+        self._pods = pods
+        self._tape = tape
+        self._worker = worker
+        self._flow = flow
+        self._tasks = tasks
+        self._clock = clock
+
+    async def watch(self) -> None:
+        """Finish every pod that ends; runs until cancelled."""
+        async for ended in self._pods.watch():
+            self._worker.ended(ended.key)
+            self._tasks.spawn(self.finish(ended), "finish")
+
+    async def finish(self, ended: PodEnded) -> None:
+        """Record the end of an attempt; nothing when it was recorded before."""
+
+        async def decide(documents: Documents) -> Step:
+            execution = await documents.execution(ended.key.execution_id)
+            if execution is None:
+                return NOTHING
+            events = executions.finish(
+                execution, ended.key.attempt, ended.outcome, ended.usage, ended.last_seq, self._clock.now()
+            )
+            return Step(changes=(execution_change(execution, events),)) if events else NOTHING
+
+        await self._flow.perform(decide)
+
+    async def interrupt(self, execution_id: ExecutionId, attempt: int, reason: str) -> None:
+        """Record that a live attempt is dead and did not tell its outcome."""
+        summary = await self._tape.summary(PodKey(execution_id, attempt))
+        log.warning("execution.interrupted", attempt=attempt, reason=reason)
+
+        async def decide(documents: Documents) -> Step:
+            execution = await documents.execution(execution_id)
+            if execution is None:
+                return NOTHING
+            events = executions.interrupt(execution, attempt, reason, summary.last_seq, self._clock.now())
+            return Step(changes=(execution_change(execution, events),)) if events else NOTHING
+
+        await self._flow.perform(decide)

@@ -1,0 +1,74 @@
+"""Reading executions: every read checks who asks before the first byte; what is foreign does not exist."""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+
+from runtape.application.results import Result, result_of
+from runtape.domain.errors import NotFound
+from runtape.domain.execution import Execution
+from runtape.domain.identity import Principal, Scope
+from runtape.domain.ids import ExecutionId
+from runtape.domain.tape import Stream
+from runtape.ports.pod_runtime import PodKey
+from runtape.ports.stores import ExecutionFilter, ExecutionStore, TapeStore
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One stream of the last attempt: how long it is now, and whether it can still grow."""
+
+    execution: Execution
+    stream: Stream
+    size_bytes: int
+    sha256: str | None
+
+
+class Queries:
+    """Reads for principals."""
+
+    def __init__(self, *, executions: ExecutionStore, tape: TapeStore) -> None:
+        self._executions = executions
+        self._tape = tape
+
+    async def execution(self, principal: Principal, execution_id: ExecutionId) -> Execution:
+        """Return the execution.  Raises: NotFound, also when it belongs to another project."""
+        execution = await self._executions.get(execution_id)
+        if execution is None or not _may_see(principal, execution):
+            raise NotFound(f"no execution {execution_id}")
+        return execution
+
+    async def result(self, principal: Principal, execution_id: ExecutionId) -> Result:
+        """Return the result, or what there is of it before the end.  Raises: NotFound."""
+        execution = await self.execution(principal, execution_id)
+        return await self.result_of(execution)
+
+    async def result_of(self, execution: Execution) -> Result:
+        """Return the result of `execution` as its document and its tape stand."""
+        return result_of(execution, await self._tape.summary(PodKey(execution.id, execution.attempt)))
+
+    async def list(
+        self, where: ExecutionFilter, limit: int, before: ExecutionId | None
+    ) -> tuple[Sequence[Execution], ExecutionId | None]:
+        """Return up to `limit` executions, newest first, and where the next page begins."""
+        found = await self._executions.list(where, limit + 1, before)
+        page = found[:limit]
+        return page, page[-1].id if len(found) > limit else None
+
+    async def output(self, principal: Principal, execution_id: ExecutionId, stream: Stream) -> Output:
+        """Return what is known of one stream.  Raises: NotFound."""
+        execution = await self.execution(principal, execution_id)
+        summary = await self._tape.summary(PodKey(execution.id, execution.attempt))
+        if stream is Stream.STDOUT:
+            size_bytes, sha256 = summary.stdout_bytes, summary.stdout_sha256
+        else:
+            size_bytes, sha256 = summary.stderr_bytes, summary.stderr_sha256
+        return Output(execution, stream, size_bytes, sha256 if execution.result is not None else None)
+
+    def output_bytes(self, output: Output, start: int, end: int) -> AsyncIterator[bytes]:
+        """Yield the bytes `start` to `end` (exclusive) exactly as they were printed."""
+        key = PodKey(output.execution.id, output.execution.attempt)
+        return self._tape.read_stream(key, output.stream, start, end)
+
+
+def _may_see(principal: Principal, execution: Execution) -> bool:
+    return execution.project_id == principal.project_id or Scope.ADMIN in principal.scopes

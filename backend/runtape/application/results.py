@@ -1,0 +1,83 @@
+"""What a client gets of an execution: the document and the tape of its last attempt put together."""
+
+from datetime import datetime
+
+import msgspec
+
+from runtape.domain.execution import Execution
+from runtape.domain.ids import ExecutionId
+from runtape.domain.outcome import Outcome, Status, Usage
+from runtape.ports.stores import TapeSummary
+
+
+class Result(msgspec.Struct, kw_only=True):
+    """What a client gets of an execution: inline output up to 64 KiB per stream, URLs for all of it.
+
+    Before the end, ``outcome``, ``usage`` and the digests are null and the output is what is on the tape so far.
+    """
+
+    execution_id: ExecutionId
+    status: Status
+    outcome: Outcome | None
+    exit_code: int | None
+    attempt: int
+    lang: str
+    lang_version: str
+    stdout: str
+    stderr: str
+    truncated_inline: bool
+    stdout_url: str
+    stderr_url: str
+    stdout_bytes: int
+    stderr_bytes: int
+    stdout_sha256: str | None
+    stderr_sha256: str | None
+    usage: Usage | None
+    artifacts: list[str]
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+def result_of(execution: Execution, summary: TapeSummary) -> Result:
+    """Build the result of `execution`, whose last attempt's tape holds what `summary` says."""
+    stored = execution.result
+    outcome = execution.outcome
+    url = f"/api/v1/executions/{execution.id}/output"
+    inline = len(summary.stdout_head) + len(summary.stderr_head)
+    return Result(
+        execution_id=execution.id,
+        status=execution.status,
+        outcome=outcome,
+        exit_code=outcome.exit_code if outcome else None,
+        attempt=execution.attempt,
+        lang=execution.spec.lang,
+        lang_version=execution.spec.lang_version,
+        stdout=_inline(summary.stdout_head, summary.stdout_bytes),
+        stderr=_inline(summary.stderr_head, summary.stderr_bytes),
+        truncated_inline=inline < summary.stdout_bytes + summary.stderr_bytes,
+        stdout_url=f"{url}/stdout",
+        stderr_url=f"{url}/stderr",
+        stdout_bytes=summary.stdout_bytes,
+        stderr_bytes=summary.stderr_bytes,
+        stdout_sha256=stored.stdout_sha256 if stored else None,
+        stderr_sha256=stored.stderr_sha256 if stored else None,
+        usage=execution.usage,
+        artifacts=[],
+        created_at=execution.created_at,
+        started_at=execution.started_at,
+        finished_at=execution.finished_at,
+    )
+
+
+def _inline(head: bytes, size_bytes: int) -> str:
+    """Decode the first bytes of a stream; a character that the cut went through is left out."""
+    if len(head) < size_bytes:
+        for length in range(1, 4):
+            last = head[-length] if length <= len(head) else 0
+            if last >= 0xC0:
+                head = head[:-length]
+                break
+            if last < 0x80:
+                break
+    return head.decode(errors="replace")

@@ -1,0 +1,205 @@
+"""The k8s_worker's work: hold the lease, start the program, put what it prints on the tape.
+
+The worker records every pod that its runtime has, from the first byte to the last, and extends the leases of
+those that live.  It starts nothing without a committed lease.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import timedelta
+
+import structlog
+
+from runtape.application.announcing import Announcer
+from runtape.application.flow import NOTHING, Documents, Effect, Flow, Step, Tasks, execution_change
+from runtape.application.sources import SourceLibrary
+from runtape.domain import execution as executions
+from runtape.domain.events import ExecutionEvent, ExecutionRestarted, Message, PodCreate, PodKill
+from runtape.domain.execution import Execution
+from runtape.domain.outcome import Outcome, OutcomeKind, Usage
+from runtape.domain.tape import Record
+from runtape.ports.clock import Clock
+from runtape.ports.errors import InfrastructureError, Transient
+from runtape.ports.pod_runtime import PodKey, PodRuntime, PodSpec
+from runtape.ports.stores import ExecutionStore, TapeStore
+
+log = structlog.get_logger(__name__)
+
+GROUP = "k8s-worker"
+
+LEASE_TTL = timedelta(seconds=30)
+LEASE_EXTENSION_S = 10.0
+FLUSH_INTERVAL_S = 0.02
+"""The pause after a flush of a pod's output, in which more can gather; none after the first and at the end."""
+
+START_TRIES = 5
+APPEND_TRIES = 8
+RETRY_FIRST_S = 0.1
+
+
+class Worker:
+    """Runs pods on `pods` under leases in the name of `owner`, which is unique to this process."""
+
+    def __init__(
+        self,
+        *,
+        owner: str,
+        pods: PodRuntime,
+        executions: ExecutionStore,
+        tape: TapeStore,
+        library: SourceLibrary,
+        flow: Flow,
+        announcer: Announcer,
+        tasks: Tasks,
+        clock: Clock,
+    ) -> None:
+        self.owner = owner
+        self._pods = pods
+        self._executions = executions
+        self._tape = tape
+        self._library = library
+        self._flow = flow
+        self._announcer = announcer
+        self._tasks = tasks
+        self._clock = clock
+        self._live: dict[PodKey, asyncio.Event] = {}
+
+    async def on_create(self, message: Message, documents: Documents) -> Step:
+        """Take the lease of the attempt; the program starts once that is durable."""
+        assert isinstance(message, PodCreate)
+        execution = await documents.execution(message.execution_id)
+        if execution is None:
+            return NOTHING
+        events = executions.start(execution, message.attempt, self.owner, self._clock.now(), LEASE_TTL)
+        if not events:
+            return NOTHING
+        change = execution_change(execution, events)
+        assert isinstance(change.document, Execution)
+        return Step(changes=(change,), effects=(self._starting(change.document),))
+
+    async def on_kill(self, message: Message, documents: Documents) -> Step:
+        """End the attempt's program, wherever it stands."""
+        assert isinstance(message, PodKill)
+        key = PodKey(message.execution_id, message.attempt)
+
+        async def kill() -> None:
+            await self._pods.kill(key)
+
+        return Step(effects=(kill,))
+
+    async def on_over(self, message: Message, documents: Documents) -> Step:
+        """Remove the pod of an attempt whose end is stored."""
+        assert isinstance(message, ExecutionEvent)
+        attempt = message.attempt - 1 if isinstance(message, ExecutionRestarted) else message.attempt
+        key = PodKey(message.execution_id, attempt)
+
+        async def remove() -> None:
+            await self._pods.remove(key)
+
+        return Step(effects=(remove,)) if attempt else NOTHING
+
+    async def extend_leases(self) -> None:
+        """Extend the leases of all live pods, in the store first; runs until cancelled."""
+        while True:
+            await asyncio.sleep(LEASE_EXTENSION_S)
+            keys = list(self._live)
+            if not keys:
+                continue
+            expires_at = self._clock.now() + LEASE_TTL
+            try:
+                held = await self._executions.extend_lease(keys, self.owner, expires_at)
+            except Transient as error:
+                log.warning("lease.not_extended", error=str(error), count=len(keys))
+                continue
+            for key in held:
+                await self._pods.extend(key, expires_at)
+
+    def ended(self, key: PodKey) -> None:
+        """Say that the pod has ended, so that its last output is flushed without waiting."""
+        event = self._live.get(key)
+        if event is not None:
+            event.set()
+
+    def _starting(self, execution: Execution) -> Effect:
+        key = PodKey(execution.id, execution.attempt)
+
+        async def start() -> None:
+            self._live[key] = asyncio.Event()
+            self._tape.open_tape(key)
+            if await self._start(execution, key):
+                # A cancellation that was committed before the pod was known here has killed nothing.
+                current = await self._executions.get(execution.id)
+                if current is None or current.cancel_requested or current.status.terminal:
+                    await self._pods.kill(key)
+                await self._record(key)
+            else:
+                self._live.pop(key, None)
+                await self._tape.close_tape(key)
+
+        return start
+
+    async def _start(self, execution: Execution, key: PodKey) -> bool:
+        assert execution.lease is not None
+        delay_s = RETRY_FIRST_S
+        reason = "start_failed"
+        for _ in range(START_TRIES):
+            try:
+                source = await self._library.load(execution.source)
+                spec = PodSpec(
+                    execution_id=execution.id,
+                    lang=execution.spec.lang,
+                    lang_version=execution.spec.lang_version,
+                    source=source,
+                    limits=execution.spec.limits,
+                )
+                await self._pods.start(spec, execution.attempt, execution.lease.expires_at)
+                return True
+            except Transient as error:
+                log.warning("pod.start_retried", error=str(error))
+                await asyncio.sleep(error.retry_after_s or delay_s)
+                delay_s *= 2
+            except InfrastructureError as error:
+                log.error("pod.start_failed", error=str(error))
+                break
+        outcome = Outcome(kind=OutcomeKind.SANDBOX_ERROR, reason=reason, message="the sandbox could not be started")
+        await self._flow.perform(lambda documents: self._give_up(key, outcome, documents))
+        return False
+
+    async def _give_up(self, key: PodKey, outcome: Outcome, documents: Documents) -> Step:
+        execution = await documents.execution(key.execution_id)
+        if execution is None:
+            return NOTHING
+        events = executions.finish(execution, key.attempt, outcome, Usage(), 0, self._clock.now())
+        return Step(changes=(execution_change(execution, events),)) if events else NOTHING
+
+    async def _record(self, key: PodKey) -> None:
+        """Put the pod's output on the tape, then tell those who watch; flushes are paced, the first is not."""
+        ended = self._live[key]
+        first = True
+        try:
+            async for records in self._pods.records(key):
+                await self._append(key, records)
+                self._announcer.output(key, records)
+                if not first and not ended.is_set():
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(ended.wait(), FLUSH_INTERVAL_S)
+                first = False
+        except Transient as error:
+            # The tape cannot be written: end the program rather than lose what it prints.
+            log.error("tape.lost", error=str(error))
+            await self._pods.kill(key)
+        finally:
+            self._live.pop(key, None)
+            await self._tape.close_tape(key)
+
+    async def _append(self, key: PodKey, records: Sequence[Record]) -> None:
+        delay_s = RETRY_FIRST_S
+        for _ in range(APPEND_TRIES - 1):
+            try:
+                return await self._tape.append(key, records)
+            except Transient as error:
+                log.warning("tape.append_retried", error=str(error))
+                await asyncio.sleep(error.retry_after_s or delay_s)
+                delay_s *= 2
+        return await self._tape.append(key, records)

@@ -1,0 +1,138 @@
+"""Finding what a crash or a lost message left behind.
+
+Every unfinished document carries ``due_at``.  When it passes, the sweeper does again what the document's state
+says comes next; each of these is idempotent.  At start everything is looked at once (`recover`), because the
+runtime of the process before is known to be dead.
+"""
+
+import asyncio
+from datetime import timedelta
+
+import structlog
+
+from runtape.application.admission import Admission
+from runtape.application.flow import Flow
+from runtape.application.monitoring import PodMonitor
+from runtape.application.storing import ResultProcessor
+from runtape.domain.events import ENDED_BY_STATUS, ExecutionRequested
+from runtape.domain.execution import ADMISSION_DUE, RESULT_DUE, Execution
+from runtape.domain.outcome import Usage
+from runtape.ports.clock import Clock
+from runtape.ports.errors import Transient
+from runtape.ports.stores import BlobStore, ExecutionStore, SagaStore
+
+log = structlog.get_logger(__name__)
+
+SWEEP_INTERVAL_S = 5.0
+PAGE = 200
+BLOB_INTERVAL = timedelta(minutes=10)
+BLOB_AGE = timedelta(hours=1)
+"""How long a blob may lie unreferred to: longer than any request takes between blob and document."""
+
+FAR = timedelta(days=36_500)
+
+
+class Sweeper:
+    """Looks after overdue documents and unused blobs."""
+
+    def __init__(
+        self,
+        *,
+        executions: ExecutionStore,
+        sagas: SagaStore,
+        blobs: BlobStore,
+        admission: Admission,
+        monitor: PodMonitor,
+        results: ResultProcessor,
+        flow: Flow,
+        clock: Clock,
+    ) -> None:
+        self._executions = executions
+        self._sagas = sagas
+        self._blobs = blobs
+        self._admission = admission
+        self._monitor = monitor
+        self._results = results
+        self._flow = flow
+        self._clock = clock
+
+    async def recover(self, owner: str) -> None:
+        """Take up every unfinished execution of the processes before this one, whose worker id is `owner`.
+
+        No attempt of theirs can be alive.  Runs before the first message is consumed.
+        """
+        asked = await self._admission.restore()
+        async for execution in self._executions.unfinished():
+            if execution.lease is not None and execution.lease.owner != owner:
+                await self._monitor.interrupt(execution.id, execution.attempt, "worker_lost")
+            elif execution.outcome is not None or asked.get(execution.id, 0) <= execution.attempt:
+                await self._look_after(execution)
+        for saga in await self._sagas.due(self._clock.now() + FAR, PAGE):
+            await self._admission.check(saga.execution_id)
+        await self._admission.admit_waiting()
+
+    async def run(self) -> None:
+        """Sweep from time to time; runs until cancelled."""
+        blobs_at = self._clock.now() + BLOB_INTERVAL
+        while True:
+            await asyncio.sleep(SWEEP_INTERVAL_S)
+            try:
+                await self.sweep()
+                if self._clock.now() >= blobs_at:
+                    blobs_at = self._clock.now() + BLOB_INTERVAL
+                    await self._blobs.sweep(self._clock.now() - BLOB_AGE)
+            except Transient as error:
+                log.warning("sweep.failed", error=str(error))
+
+    async def sweep(self) -> None:
+        """Look after every document whose time has come."""
+        now = self._clock.now()
+        for execution in await self._executions.due(now, PAGE):
+            if execution.live:
+                await self._monitor.interrupt(execution.id, execution.attempt, "lease_expired")
+            else:
+                await self._look_after(execution)
+        for saga in await self._sagas.due(now, PAGE):
+            await self._admission.check(saga.execution_id)
+
+    async def _look_after(self, execution: Execution) -> None:
+        if execution.outcome is not None:
+            await self._store_result(execution)
+        elif not execution.live:
+            await self._request_again(execution)
+
+    async def _store_result(self, execution: Execution) -> None:
+        outcome = execution.outcome
+        assert outcome is not None
+        again = ENDED_BY_STATUS[outcome.status](
+            execution_id=execution.id,
+            project_id=execution.project_id,
+            at=execution.finished_at or self._clock.now(),
+            attempt=execution.attempt,
+            version=execution.version,
+            outcome=outcome,
+            usage=execution.usage or Usage(),
+            last_seq=execution.last_seq,
+        )
+        await self._executions.defer(execution.id, self._clock.now() + RESULT_DUE)
+        await self._flow.handle(self._admission.on_event, again)
+        await self._flow.handle(self._results.on_ended, again)
+
+    async def _request_again(self, execution: Execution) -> None:
+        await self._executions.defer(execution.id, self._clock.now() + ADMISSION_DUE)
+        saga = await self._sagas.get(execution.id)
+        if saga is None:
+            again = ExecutionRequested(
+                execution_id=execution.id,
+                project_id=execution.project_id,
+                at=execution.created_at,
+                version=1,
+                lang=execution.spec.lang,
+                lang_version=execution.spec.lang_version,
+                priority=execution.spec.priority,
+            )
+            await self._flow.handle(self._admission.on_requested, again)
+        elif execution.attempt >= saga.attempt:
+            await self._admission.restart(execution.id, execution.attempt + 1)
+
+

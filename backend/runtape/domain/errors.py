@@ -1,0 +1,151 @@
+"""Refusals: what a caller asked for and may not have.
+
+DomainError
+├── Invalid                      the request is not well-formed
+│   ├── RuntimeUnknown           runtime_unknown
+│   ├── VersionUnknown           version_unknown
+│   ├── LimitOutOfRange          limit_out_of_range
+│   ├── ScriptTooLarge           script_too_large
+│   ├── InvalidPath              invalid_path
+│   └── ValidationFailed         validation_failed
+├── IdempotencyConflict          idempotency_conflict
+├── NotFound                     not_found
+├── AlreadyTerminal              already_terminal
+├── NotTerminal                  not_terminal
+├── QueueFull                    queue_full
+├── RateLimited                  rate_limited
+├── Unauthenticated              unauthenticated
+├── ScopeMissing                 scope_missing
+└── CsrfFailed                   csrf_failed
+
+``code`` is stable and part of the API; the HTTP status of each code is kept in `runtape.api.problems`.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+
+class DomainError(Exception):
+    """A refusal with a stable `code`; `field` names the part of the request that is at fault."""
+
+    code: ClassVar[str] = "refused"
+
+    def __init__(self, detail: str, *, field: str | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.field = field
+
+
+class Invalid(DomainError):
+    """The request breaks a rule that it could have kept."""
+
+    code = "validation_failed"
+
+
+class ValidationFailed(Invalid):
+    """A field is missing or malformed."""
+
+
+class RuntimeUnknown(Invalid):
+    """No runtime of that language is installed here."""
+
+    code = "runtime_unknown"
+
+    def __init__(self, lang: str, known: Sequence[str]) -> None:
+        have = ", ".join(known) or "none"
+        super().__init__(f'no runtime for "{lang}" (have: {have})', field="lang")
+
+
+class VersionUnknown(Invalid):
+    """The language is installed, but not in that version."""
+
+    code = "version_unknown"
+
+    def __init__(self, lang: str, version: str, known: Sequence[str]) -> None:
+        super().__init__(f'no {lang} "{version}" (have: {", ".join(known)})', field="lang_version")
+
+
+class LimitOutOfRange(Invalid):
+    """A requested limit lies outside this installation's bounds."""
+
+    code = "limit_out_of_range"
+
+    def __init__(self, name: str, value: float, low: float, high: float) -> None:
+        super().__init__(f"limits.{name} is {value:g}; it must lie between {low:g} and {high:g}", field=f"limits.{name}")
+
+
+class ScriptTooLarge(Invalid):
+    """The script is longer than the limit."""
+
+    code = "script_too_large"
+
+    def __init__(self, size_bytes: int, limit_bytes: int) -> None:
+        super().__init__(f"the script has {size_bytes} bytes; the limit is {limit_bytes}", field="script")
+
+
+class InvalidPath(Invalid):
+    """A file's path would leave the work directory or cannot be a file name."""
+
+    code = "invalid_path"
+
+
+class IdempotencyConflict(DomainError):
+    """The idempotency key was used before with another request."""
+
+    code = "idempotency_conflict"
+
+
+class NotFound(DomainError):
+    """The thing does not exist, or belongs to somebody else."""
+
+    code = "not_found"
+
+
+class AlreadyTerminal(DomainError):
+    """The execution has ended; what was asked needs one that has not."""
+
+    code = "already_terminal"
+
+
+class NotTerminal(DomainError):
+    """The execution has not ended; what was asked needs one that has."""
+
+    code = "not_terminal"
+
+
+class QueueFull(DomainError):
+    """The admission queue holds as much as it may; try later."""
+
+    code = "queue_full"
+
+    def __init__(self, detail: str, *, retry_after_s: int) -> None:
+        super().__init__(detail)
+        self.retry_after_s = retry_after_s
+
+
+class RateLimited(DomainError):
+    """The principal has used its allowance."""
+
+    code = "rate_limited"
+
+    def __init__(self, detail: str, *, retry_after_s: int) -> None:
+        super().__init__(detail)
+        self.retry_after_s = retry_after_s
+
+
+class Unauthenticated(DomainError):
+    """No valid credentials were presented."""
+
+    code = "unauthenticated"
+
+
+class ScopeMissing(DomainError):
+    """The principal is known but lacks the scope or role."""
+
+    code = "scope_missing"
+
+
+class CsrfFailed(DomainError):
+    """A cookie-authenticated change did not prove that it comes from our own page."""
+
+    code = "csrf_failed"

@@ -1,0 +1,115 @@
+"""Running a program in isolation: one contract for local sandboxes and for pods."""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from runtape.domain.ids import ExecutionId
+from runtape.domain.limits import Limits
+from runtape.domain.outcome import Outcome, Usage
+from runtape.domain.source import Source
+from runtape.domain.tape import Record
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """A language in a version that can be run here."""
+
+    lang: str
+    version: str
+    file_name: str
+    example: str
+    """A short script in this language that prints something."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodSpec:
+    """One program to run: what to execute, with what input, within what limits."""
+
+    execution_id: ExecutionId
+    lang: str
+    lang_version: str
+    source: Source
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True)
+class PodKey:
+    """The identity of a pod: an attempt of an execution."""
+
+    execution_id: ExecutionId
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodEnded:
+    """The end of a pod: told once its last record can be read, and only once by each `watch`."""
+
+    key: PodKey
+    outcome: Outcome
+    usage: Usage
+    last_seq: int
+    """``seq`` of the attempt's last record; 0 when it printed nothing."""
+
+
+class PodRuntime(Protocol):
+    """Runs programs in isolation, at most one per (execution, attempt)."""
+
+    async def runtimes(self) -> Sequence[Runtime]:
+        """Return what can be run here, newest version of a language first; stable while the process lives."""
+        ...
+
+    async def start(self, spec: PodSpec, attempt: int, lease_expires_at: datetime) -> None:
+        """Start `spec` as `attempt` and return once the code is handed over.
+
+        Idempotent by (execution, attempt): a second call with the same pair does nothing, also after the end.
+        The runtime kills the program by itself when `lease_expires_at` passes without `extend`.
+        The program's own failure, a limit and a failing sandbox are told by `watch`, never raised.
+        Raises: Transient, when the pod cannot be made just now and nothing was started.
+        """
+        ...
+
+    def records(self, key: PodKey, after_seq: int = 0) -> AsyncIterator[tuple[Record, ...]]:
+        """Yield the output of a started pod in ``seq`` order, in batches, live, and stop after the last record.
+
+        A batch holds what was read since the previous one was taken: a consumer that is slow gets fewer and
+        larger batches, and the program is stopped (by its full pipe) before more than a few MiB wait.
+        One consumer at a time; a later one resumes with `after_seq`, while the pod is not removed.
+        A pod that is not known here yields nothing.
+        """
+        ...
+
+    async def extend(self, key: PodKey, lease_expires_at: datetime) -> None:
+        """Move the time at which the runtime kills the program; no effect when the pod has ended."""
+        ...
+
+    async def kill(self, key: PodKey) -> None:
+        """End the program within a second; its outcome is then `CANCELLED` unless it had ended before.
+
+        Idempotent; no effect when the pod has ended or is not known here.
+        """
+        ...
+
+    async def remove(self, key: PodKey) -> None:
+        """Forget an ended pod and free all it holds; idempotent.  Kills it when it still runs."""
+        ...
+
+    async def list(self) -> Sequence[PodKey]:
+        """Return the pods that were started and not removed."""
+        ...
+
+    def watch(self) -> AsyncIterator[PodEnded]:
+        """Yield each pod's end, beginning with those that ended and were not removed.
+
+        At-least-once over several watches.
+        """
+        ...
+
+    async def ready(self) -> None:
+        """Return when a program could be started now.  Raises: SandboxUnavailable, with the reason and the fix."""
+        ...
+
+    async def close(self) -> None:
+        """Kill every program, wait until each is gone and free all resources.  Idempotent."""
+        ...

@@ -1,0 +1,1 @@
+"""The one place that chooses: settings, providers of each profile, roles, and the life of the process."""

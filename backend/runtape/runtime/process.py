@@ -1,0 +1,237 @@
+"""The life of the embedded server process: its folder, its socket, its signals.
+
+A data folder belongs to one process, which holds an exclusive ``flock`` on ``lock``.  ``server.json`` (0600)
+tells the local CLI where it is, ``local.key`` (0600) lets it in.  SIGTERM ends the streams with ``shutdown``,
+then the server, then the sandbox; a second signal ends the process at once.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import gc
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import structlog
+import uvicorn
+from dishka import Provider
+from starlette.types import ASGIApp
+
+from runtape.api.app import make_app
+from runtape.api.gate import MAX_BODY_BYTES
+from runtape.application.health import Health
+from runtape.ports.errors import InfrastructureError
+from runtape.runtime.logging import configure_logging
+from runtape.runtime.service import Service
+from runtape.runtime.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+LOCK_FILE = "lock"
+SERVER_FILE = "server.json"
+KEY_FILE = "local.key"
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+IDLE_CHECK_S = 0.5
+STREAM_GRACE_S = 1
+GC_THRESHOLDS = (20_000, 50, 100)
+"""Fewer collections of the young generation: the loop's garbage is almost free of cycles."""
+
+
+class FolderInUse(Exception):
+    """Another server holds the data folder."""
+
+
+def serve(*, host: str, port: int, data_dir: Path, ephemeral: bool, pods: Provider | None = None) -> int:
+    """Serve on `host` and `port` until a signal, and return the exit code.
+
+    An ephemeral server ends by itself when no run and no client is left, and quietly when the folder is in use.
+    """
+    settings = Settings(data=data_dir)
+    configure_logging(settings.log_level)
+    try:
+        with _folder(data_dir):
+            with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+                return runner.run(_serve(settings, host, port, ephemeral, pods or _local_sandbox()))
+    except FolderInUse:
+        if ephemeral:
+            return 0
+        print(f"error: another server uses {data_dir}; stop it, or choose another folder with --data", file=sys.stderr)
+        return 1
+    except InfrastructureError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: cannot serve on {host}:{port} from {data_dir}: {error.strerror or error}", file=sys.stderr)
+        return 1
+
+
+def _local_sandbox() -> Provider:
+    from runtape.runtime.providers.sandbox import LocalSandboxProvider  # the tests of all else do without it
+
+    return LocalSandboxProvider()
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+@contextlib.contextmanager
+def _folder(data_dir: Path) -> Iterator[None]:
+    """Make the folder, private to its owner, and hold its lock.  Raises: FolderInUse."""
+    data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor = os.open(data_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FolderInUse from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers: signals are this module's."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    @property
+    def connections(self) -> int:
+        return len(self.server_state.connections)
+
+
+def _http_server(app: ASGIApp) -> _Server:
+    config = uvicorn.Config(
+        app,
+        http="httptools",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=STREAM_GRACE_S,
+        backlog=8192,
+    )
+    return _Server(config)
+
+
+async def _serve(settings: Settings, host: str, port: int, ephemeral: bool, pods: Provider) -> int:
+    stopping = asyncio.Event()
+    _on_signals(stopping)
+    listener = _listen(host, port)
+    service = Service(settings, pods)
+    try:
+        await service.start()
+        await _credentials(service, settings)
+        app = await make_app(service.container, settings.allowances, MAX_BODY_BYTES)
+        server = _http_server(app)
+        url = _url(listener)
+        async with asyncio.TaskGroup() as group:
+            serving = group.create_task(server.serve(sockets=[listener]))
+            group.create_task(_announce(server, service, settings.data, url, ephemeral))
+            watchers = [group.create_task(_until_stopped(stopping, service, server))]
+            if ephemeral:
+                watchers.append(group.create_task(_until_unused(stopping, service, server)))
+            await serving
+            for watcher in watchers:
+                watcher.cancel()
+    finally:
+        (settings.data / SERVER_FILE).unlink(missing_ok=True)
+        listener.close()
+        await service.stop()
+    return 0
+
+
+def _on_signals(stopping: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        if stopping.is_set():
+            os._exit(1)
+        stopping.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+async def _credentials(service: Service, settings: Settings) -> None:
+    """Make the admin on the first start, and the local CLI's key whenever it is missing."""
+    identity = await service.identity()
+    given = settings.admin_password.get_secret_value() if settings.admin_password else None
+    password = await identity.ensure_admin(given)
+    if password is not None:
+        print(f"first start: user admin, password {password} (shown once)", flush=True)
+    path = settings.data / KEY_FILE
+    present = path.read_text().strip() if path.exists() else None
+    key = await identity.ensure_local_key(present)
+    if key != present:
+        _write_private(path, key + "\n")
+
+
+async def _announce(server: _Server, service: Service, data_dir: Path, url: str, ephemeral: bool) -> None:
+    """Say that the server accepts work once it does."""
+    while not server.started:
+        await asyncio.sleep(0.005)  # uvicorn tells of its start by this attribute alone
+    (await service.container.get(Health)).accepting = True
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
+    _write_private(data_dir / SERVER_FILE, json.dumps({"url": url, "pid": os.getpid(), "ephemeral": ephemeral}))
+    print(f"ready {url}", flush=True)
+
+
+async def _until_stopped(stopping: asyncio.Event, service: Service, server: _Server) -> None:
+    await stopping.wait()
+    await service.end_streams()
+    server.should_exit = True
+
+
+async def _until_unused(stopping: asyncio.Event, service: Service, server: _Server) -> None:
+    """Stop once there was neither a run nor a connection at two looks in a row."""
+    unused = 0
+    while unused < 2:
+        await asyncio.sleep(IDLE_CHECK_S)
+        idle = server.started and server.connections == 0 and await service.idle()
+        unused = unused + 1 if idle else 0
+    stopping.set()
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Replace the file at `path` in one step, readable by its owner alone from its first moment."""
+    draft = path.with_name(path.name + ".new")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        os.fchmod(descriptor, 0o600)
+        file.write(text)
+    draft.replace(path)
+
+

@@ -1,0 +1,118 @@
+"""The services of the application, over whatever ports the profile provides."""
+
+from dataclasses import dataclass
+
+import structlog
+from dishka import Provider, Scope, provide
+
+from runtape.application.admission import Admission
+from runtape.application.announcing import Announcer
+from runtape.application.flow import Flow, Tasks
+from runtape.application.health import Health
+from runtape.application.identity import Identity
+from runtape.application.monitoring import PodMonitor
+from runtape.application.queries import Queries
+from runtape.application.running import Worker
+from runtape.application.runtimes import RuntimeCatalogue
+from runtape.application.sources import SourceLibrary
+from runtape.application.storing import ResultProcessor
+from runtape.application.streaming import Streams
+from runtape.application.submission import Submissions
+from runtape.application.sweeping import Sweeper
+from runtape.domain.limits import LimitPolicy
+from runtape.ports.clock import Clock, Ids
+from runtape.ports.identity import IdentityStore, PasswordHasher
+from runtape.ports.log import EventLog
+from runtape.ports.pod_runtime import PodRuntime
+from runtape.ports.stores import BlobStore, ExecutionStore, SagaStore, TapeStore, UnitOfWork
+from runtape.runtime.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessIdentity:
+    """What this process calls itself: the owner of its leases, unique to each start."""
+
+    owner: str
+
+
+class ApplicationProvider(Provider):
+    """One of each service per process."""
+
+    scope = Scope.APP
+
+    announcer = provide(Announcer)
+    library = provide(SourceLibrary)
+    catalogue = provide(RuntimeCatalogue)
+    streams = provide(Streams)
+    queries = provide(Queries)
+    submissions = provide(Submissions)
+    admission = provide(Admission)
+    results = provide(ResultProcessor)
+    monitor = provide(PodMonitor)
+    sweeper = provide(Sweeper)
+
+    @provide
+    def identity(self, store: IdentityStore, hasher: PasswordHasher, clock: Clock, ids: Ids) -> Identity:
+        return Identity(store, hasher, clock, ids)
+
+    @provide
+    def limits(self, settings: Settings) -> LimitPolicy:
+        return settings.limit_policy
+
+    @provide
+    def process_identity(self, ids: Ids) -> ProcessIdentity:
+        return ProcessIdentity(ids.new_id())
+
+    @provide
+    def tasks(self) -> Tasks:
+        return Tasks(lambda name, error: log.error("task.failed", task=name, exc_info=error))
+
+    @provide
+    def flow(
+        self,
+        settings: Settings,
+        unit_of_work: UnitOfWork,
+        executions: ExecutionStore,
+        sagas: SagaStore,
+        announcer: Announcer,
+        tasks: Tasks,
+    ) -> Flow:
+        return Flow(
+            unit_of_work=unit_of_work,
+            executions=executions,
+            sagas=sagas,
+            announcer=announcer,
+            tasks=tasks,
+            fused=settings.flow.fused,
+        )
+
+    @provide
+    def worker(
+        self,
+        identity: ProcessIdentity,
+        pods: PodRuntime,
+        executions: ExecutionStore,
+        tape: TapeStore,
+        library: SourceLibrary,
+        flow: Flow,
+        announcer: Announcer,
+        tasks: Tasks,
+        clock: Clock,
+    ) -> Worker:
+        return Worker(
+            owner=identity.owner,
+            pods=pods,
+            executions=executions,
+            tape=tape,
+            library=library,
+            flow=flow,
+            announcer=announcer,
+            tasks=tasks,
+            clock=clock,
+        )
+
+    @provide
+    def health(self, blobs: BlobStore, log: EventLog, pods: PodRuntime, clock: Clock) -> Health:
+        return Health({"store": blobs.ready, "log": log.ready, "sandbox": pods.ready}, clock.monotonic_s())

@@ -1,0 +1,75 @@
+"""The embedded profile: every port in this process, over one SQLite file and the local sandbox."""
+
+from collections.abc import AsyncIterator
+
+from dishka import Provider, Scope, provide
+
+from runtape.adapters.embedded import identity_store, schema
+from runtape.adapters.embedded.admission import InMemoryAdmissionQueue
+from runtape.adapters.embedded.clock import SystemClock, Uuid7Ids
+from runtape.adapters.embedded.database import Database
+from runtape.adapters.embedded.documents import SqliteExecutionStore, SqliteSagaStore, SqliteUnitOfWork
+from runtape.adapters.embedded.identity_store import SqliteIdentityStore
+from runtape.adapters.embedded.live_feed import InProcessLiveFeed
+from runtape.adapters.embedded.log import SqliteEventLog
+from runtape.adapters.embedded.passwords import Argon2Hasher
+from runtape.adapters.embedded.rate_limiter import GcraRateLimiter
+from runtape.adapters.embedded.tape import SqliteBlobStore, SqliteTapeStore
+from runtape.ports.admission import AdmissionQueue
+from runtape.ports.clock import Clock, Ids
+from runtape.ports.identity import IdentityStore, PasswordHasher
+from runtape.ports.limits import RateLimiter
+from runtape.ports.live import LiveFeed
+from runtape.ports.log import EventLog
+from runtape.ports.stores import BlobStore, ExecutionStore, SagaStore, TapeStore, UnitOfWork
+from runtape.runtime.settings import Settings
+
+DATABASE_FILE = "runtape.db"
+
+
+class EmbeddedProvider(Provider):
+    """The ports of the embedded profile, but for the pods."""
+
+    scope = Scope.APP
+
+    clock = provide(SystemClock, provides=Clock)
+    ids = provide(Uuid7Ids, provides=Ids)
+    feed = provide(InProcessLiveFeed, provides=LiveFeed)
+    executions = provide(SqliteExecutionStore)
+    sagas = provide(SqliteSagaStore)
+    event_log = provide(SqliteEventLog)
+    tape = provide(SqliteTapeStore, provides=TapeStore)
+    blobs = provide(SqliteBlobStore, provides=BlobStore)
+    identities = provide(SqliteIdentityStore, provides=IdentityStore)
+    unit_of_work = provide(SqliteUnitOfWork, provides=UnitOfWork)
+
+    @provide
+    def hasher(self) -> PasswordHasher:
+        return Argon2Hasher()
+
+    @provide
+    def limiter(self, clock: Clock) -> RateLimiter:
+        return GcraRateLimiter(clock)
+
+    @provide
+    async def database(self, settings: Settings) -> AsyncIterator[Database]:
+        database = Database(settings.data / DATABASE_FILE, (*schema.STORE_SCHEMA, *identity_store.SCHEMA))
+        await database.open()
+        yield database
+        await database.close()
+
+    @provide
+    def execution_store(self, store: SqliteExecutionStore) -> ExecutionStore:
+        return store
+
+    @provide
+    def saga_store(self, store: SqliteSagaStore) -> SagaStore:
+        return store
+
+    @provide
+    def log(self, event_log: SqliteEventLog) -> EventLog:
+        return event_log
+
+    @provide
+    def queue(self, settings: Settings, clock: Clock) -> AdmissionQueue:
+        return InMemoryAdmissionQueue(settings.capacity, clock)

@@ -1,0 +1,22 @@
+"""Pods as local sandboxes, the default."""
+
+from collections.abc import AsyncIterator
+
+from dishka import Provider, Scope, provide
+
+from runtape.adapters.sandbox import LocalSandbox
+from runtape.ports.pod_runtime import PodRuntime
+from runtape.runtime.settings import Settings
+
+
+class LocalSandboxProvider(Provider):
+    """Pods as local sandboxes."""
+
+    scope = Scope.APP
+
+    @provide
+    async def pods(self, settings: Settings) -> AsyncIterator[PodRuntime]:
+        sandbox = LocalSandbox(data_dir=settings.data, armed=settings.sandbox.armed)
+        await sandbox.open()
+        yield sandbox
+        await sandbox.close()

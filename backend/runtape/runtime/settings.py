@@ -1,0 +1,192 @@
+"""Settings: read once, here, from the environment and ``runtape.toml``, and passed on as values.
+
+A setting `a.b` is ``RUNTAPE_A__B`` in the environment and ``b`` under ``[a]`` in ``<data>/runtape.toml``; the
+environment wins.
+"""
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from runtape.domain.limits import MAXIMUM, LimitPolicy, Limits
+from runtape.ports.admission import Capacity
+from runtape.ports.limits import Allowance
+
+ENV_PREFIX = "RUNTAPE_"
+CONFIG_FILE = "runtape.toml"
+_CORES = len(os.sched_getaffinity(0))
+
+
+def default_data_dir() -> Path:
+    """Return the data folder of this user."""
+    if given := os.environ.get("RUNTAPE_DATA"):
+        return Path(given)
+    base = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
+    return Path(base) / "runtape"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RateLimitSettings(_Section):
+    """Allowances per principal and minute."""
+
+    executions_per_minute: int = Field(600, ge=1, description="executions accepted per principal and minute")
+    calls_per_minute: int = Field(3000, ge=1, description="other API calls per principal and minute")
+    logins_per_minute: int = Field(20, ge=1, description="login attempts per peer address and minute")
+
+
+class AdmissionSettings(_Section):
+    """How many executions run and wait."""
+
+    running: int = Field(2 * _CORES, ge=1, le=1024, description="executions that run at once")
+    running_per_project: int | None = Field(None, ge=1, description="of one project; all of them unless set")
+    running_per_lang: int | None = Field(None, ge=1, description="of one language; all of them unless set")
+    queued: int = Field(10_000, ge=0, description="executions that wait; beyond that 503 queue_full")
+    queued_per_project: int = Field(5_000, ge=0, description="executions of one project that wait")
+
+
+class LimitSettings(_Section):
+    """The limits of a run, where a request does not ask for others; units are in the names."""
+
+    wall_s: float = Field(10.0, gt=0, description="wall time, s")
+    cpu_s: float = Field(10.0, gt=0, description="CPU time of the whole process tree, s")
+    memory_mb: int = Field(256, ge=16, description="memory of the whole process tree, MiB")
+    output_bytes: int = Field(1 << 20, ge=1, description="stdout and stderr together, bytes")
+    processes: int = Field(64, ge=1, description="processes and threads")
+    disk_mb: int = Field(64, ge=1, description="size of the work directory, MiB")
+    inodes: int = Field(4096, ge=16, description="files and folders in the work directory")
+    open_files: int = Field(256, ge=16, description="open files per process")
+
+    def limits(self) -> Limits:
+        """Return them as the domain's value."""
+        return Limits(**self.model_dump())
+
+
+class MaximumSettings(LimitSettings):
+    """The greatest limits that a request may ask for."""
+
+    wall_s: float = Field(MAXIMUM.wall_s, gt=0, description="wall time, s")
+    cpu_s: float = Field(MAXIMUM.cpu_s, gt=0, description="CPU time of the whole process tree, s")
+    memory_mb: int = Field(MAXIMUM.memory_mb, ge=16, description="memory of the whole process tree, MiB")
+    output_bytes: int = Field(MAXIMUM.output_bytes, ge=1, description="stdout and stderr together, bytes")
+    processes: int = Field(MAXIMUM.processes, ge=1, description="processes and threads")
+    disk_mb: int = Field(MAXIMUM.disk_mb, ge=1, description="size of the work directory, MiB")
+    inodes: int = Field(MAXIMUM.inodes, ge=16, description="files and folders in the work directory")
+    open_files: int = Field(MAXIMUM.open_files, ge=16, description="open files per process")
+
+
+class SandboxSettings(_Section):
+    """The local sandbox."""
+
+    armed: int = Field(2 * _CORES, ge=1, le=256, description="boxes kept ready for the next programs")
+
+
+class FlowSettings(_Section):
+    """How steps are committed."""
+
+    fused: bool = Field(True, description="commit the steps up to the next effect together; off for tests")
+
+
+class Settings(BaseSettings):
+    """Everything an operator may set."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, env_nested_delimiter="__", frozen=True, extra="ignore", nested_model_default_partial_update=True
+    )
+
+    data: Path = Field(default_factory=default_data_dir, description="the data folder")
+    admin_password: SecretStr | None = Field(None, description="the first start's password of the user admin")
+    log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="least severe log line written")
+    rate_limits: RateLimitSettings = RateLimitSettings()
+    admission: AdmissionSettings = AdmissionSettings()
+    limits: LimitSettings = LimitSettings()
+    maximum: MaximumSettings = MaximumSettings()
+    sandbox: SandboxSettings = SandboxSettings()
+    flow: FlowSettings = FlowSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        given: Any = getattr(init_settings, "init_kwargs", {})
+        folder = Path(given.get("data") or default_data_dir())
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, folder / CONFIG_FILE)
+
+    @cached_property
+    def limit_policy(self) -> LimitPolicy:
+        """The limits as the domain's value."""
+        return LimitPolicy(default=self.limits.limits(), maximum=self.maximum.limits())
+
+    @cached_property
+    def capacity(self) -> Capacity:
+        """The capacity as the admission queue's value."""
+        admission = self.admission
+        return Capacity(
+            running=admission.running,
+            running_per_project=admission.running_per_project or admission.running,
+            running_per_lang=admission.running_per_lang or admission.running,
+            queued=admission.queued,
+            queued_per_project=admission.queued_per_project,
+        )
+
+    @cached_property
+    def allowances(self) -> dict[str, Allowance]:
+        """The allowances by the gate's groups."""
+        limits = self.rate_limits
+        return {
+            "execute": Allowance(limits.executions_per_minute, 60.0),
+            "other": Allowance(limits.calls_per_minute, 60.0),
+            "auth": Allowance(limits.logins_per_minute, 60.0),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class SettingRow:
+    """One effective setting: its `value` as text, masked when it is secret, and where it comes from."""
+
+    name: str
+    value: str
+    source: str
+    description: str
+    secret: bool
+
+
+def describe(data_dir: Path | None = None) -> list[SettingRow]:
+    """Return the effective settings, in the order of the model."""
+    settings = Settings(data=data_dir) if data_dir else Settings()
+    file_values = TomlConfigSettingsSource(Settings, settings.data / CONFIG_FILE)()
+    return list(_rows(settings, file_values, ()))
+
+
+def _rows(model: BaseModel, file_values: Any, path: tuple[str, ...]) -> list[SettingRow]:
+    rows: list[SettingRow] = []
+    for name, info in type(model).model_fields.items():
+        value = getattr(model, name)
+        here = (*path, name)
+        in_file = file_values.get(name) if isinstance(file_values, dict) else None
+        if isinstance(value, BaseModel):
+            rows += _rows(value, in_file or {}, here)
+            continue
+        variable = ENV_PREFIX + "__".join(here).upper()
+        if variable in os.environ:
+            source = variable
+        elif in_file is not None:
+            source = CONFIG_FILE
+        else:
+            source = "default"
+        secret = isinstance(value, SecretStr) or "password" in name
+        shown = "" if value is None else "********" if secret else str(value)
+        rows.append(SettingRow(".".join(here), shown, source, info.description or "", secret))
+    return rows

@@ -1,0 +1,147 @@
+"""Which parts of a host the tests need, and what happens when one is not there.
+
+A test says `@pytest.mark.needs("node")`; without that part it is skipped, and the end of the run lists what was
+skipped and why, by part.  `RUNTAPE_REQUIRE=node,sandbox` names parts that may not be skipped: such a skip fails.
+``other`` stands for skips that name no part.
+"""
+
+import functools
+import os
+import shutil
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+
+import pytest
+
+OTHER = "other"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Something outside the project that some tests need; `probe` returns why it is missing, or None."""
+
+    meaning: str
+    probe: Callable[[], str | None]
+
+
+def _program(name: str) -> Callable[[], str | None]:
+    return lambda: None if shutil.which(name) else f"no {name} on PATH"
+
+
+def _root() -> str | None:
+    return None if os.geteuid() == 0 else f"runs as user {os.geteuid()}"
+
+
+def _userns() -> str | None:
+    """Ask the kernel itself: several settings can forbid it, under different names."""
+    ask = "import ctypes, sys; sys.exit(ctypes.CDLL(None, use_errno=True).unshare(0x10000000) and 1)"
+    if subprocess.run([sys.executable, "-c", ask], check=False).returncode == 0:
+        return None
+    return "the kernel refuses unshare(CLONE_NEWUSER)"
+
+
+def _sandbox() -> str | None:
+    try:
+        from runtape.adapters.sandbox import inspect_host
+    except ImportError as error:
+        return f"the sandbox adapter cannot be imported ({error})"
+    missing = [f"{check.name}: {check.finding}" for check in inspect_host() if str(check.state) == "missing"]
+    return "; ".join(missing) or None
+
+
+def _server() -> str | None:
+    try:
+        import runtape.runtime.process  # noqa: F401  # the import is the probe
+    except ImportError as error:
+        return f"the server cannot be imported ({error})"
+    return _sandbox()
+
+
+PARTS = {
+    "bash": Part("a bash to run scripts with", _program("bash")),
+    "node": Part("a node to run scripts with", _program("node")),
+    "root": Part("the tests run as root", _root),
+    "userns": Part("unprivileged user namespaces", _userns),
+    "sandbox": Part("code can be run in the local sandbox", _sandbox),
+    "server": Part("the embedded server with its sandbox", _server),
+    OTHER: Part("skips that name no part", lambda: None),
+}
+
+_SKIPPED_PART = pytest.StashKey[str]()
+_SKIPS = pytest.StashKey[dict[str, list[tuple[str, str]]]]()
+
+
+@functools.cache
+def _missing(part: str) -> str | None:
+    return PARTS[part].probe()
+
+
+def _required() -> frozenset[str]:
+    return frozenset(name.strip() for name in os.environ.get("RUNTAPE_REQUIRE", "").split(",") if name.strip())
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", f"needs(*parts): parts that the test needs ({', '.join(PARTS)})")
+    config.stash[_SKIPS] = defaultdict(list)
+    if unknown := _required() - PARTS.keys():
+        raise pytest.UsageError(f"RUNTAPE_REQUIRE names {', '.join(sorted(unknown))}; the parts are {', '.join(PARTS)}")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for mark in item.iter_markers("needs"):
+        for part in mark.args:
+            if part not in PARTS:
+                pytest.fail(f'there is no part "{part}"; the parts are {", ".join(PARTS)}', pytrace=False)
+            if reason := _missing(part):
+                item.stash[_SKIPPED_PART] = part
+                pytest.skip(reason)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail"):
+        _note_skip(item.config, report, item.stash.get(_SKIPPED_PART, OTHER), item.nodeid)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    if report.skipped:
+        _note_skip(collector.config, report, OTHER, collector.nodeid)
+    return report
+
+
+def _note_skip(config: pytest.Config, report: pytest.TestReport | pytest.CollectReport, part: str, nodeid: str) -> None:
+    """Remember a skip for the summary, or turn it into a failure when its part is required."""
+    where = report.longrepr
+    reason = (where[2] if isinstance(where, tuple) else str(where)).removeprefix("Skipped: ")
+    if part in _required():
+        report.outcome = "failed"
+        report.longrepr = f"RUNTAPE_REQUIRE names {part}, so this may not be skipped: {reason}"
+    else:
+        config.stash[_SKIPS][part].append((reason, nodeid))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    skips = config.stash[_SKIPS]
+    if not skips:
+        return
+    terminalreporter.section("skipped, by part")
+    for part, entries in sorted(skips.items()):
+        by_reason: dict[str, list[str]] = defaultdict(list)
+        for reason, nodeid in entries:
+            by_reason[reason].append(nodeid)
+        for reason, nodeids in by_reason.items():
+            terminalreporter.line(f"{part} ({PARTS[part].meaning}): {len(nodeids)} skipped, {reason}")
+            files = sorted({nodeid.partition("::")[0] for nodeid in nodeids})
+            terminalreporter.line(f"    in {', '.join(files)}")
