@@ -54,9 +54,7 @@ class Admission:
                 undo=self._releasing(entry.execution_id),
             )
         admitted, commands = sagas.admit(saga, message.at)
-        return Step(
-            changes=(_change(None, admitted, tuple(commands)),), undo=self._releasing(entry.execution_id)
-        )
+        return Step(changes=(_change(None, admitted, tuple(commands)),), undo=self._releasing(entry.execution_id))
 
     async def on_event(self, message: Message, documents: Documents) -> Step:
         """Follow an event of the execution; its end frees a place for the next one."""
@@ -132,9 +130,7 @@ class Admission:
         admitted, commands = sagas.admit(saga, self._clock.now())
         if admitted is saga:
             return NOTHING
-        return Step(
-            changes=(_change(saga, admitted, tuple(commands)),), undo=self._releasing(entry.execution_id)
-        )
+        return Step(changes=(_change(saga, admitted, tuple(commands)),), undo=self._releasing(entry.execution_id))
 
     def _releasing(self, execution_id: ExecutionId) -> Effect:
         async def release() -> None:

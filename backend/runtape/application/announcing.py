@@ -7,8 +7,8 @@ from datetime import datetime
 import msgspec
 
 from runtape.application.results import Result, result_of
-from runtape.domain.execution import Execution, Lifecycle
 from runtape.domain.events import ResultStored
+from runtape.domain.execution import Execution, Lifecycle
 from runtape.domain.ids import EventId, ExecutionId
 from runtape.domain.outcome import Status
 from runtape.domain.tape import Record, Stream
@@ -120,9 +120,7 @@ class Announcer:
         """Publish records that are now on the tape."""
         if self._feed.watched(key.execution_id):
             bodies = tuple(output_frame(key.attempt, record) for record in records)
-            self._feed.publish(
-                key.execution_id, OutputNudge(key.attempt, records[0].seq, records[-1].seq, bodies)
-            )
+            self._feed.publish(key.execution_id, OutputNudge(key.attempt, records[0].seq, records[-1].seq, bodies))
 
     def queue_moved(self, execution_ids: Sequence[ExecutionId]) -> None:
         """Tell those who wait that they have another place."""

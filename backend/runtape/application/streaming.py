@@ -38,9 +38,7 @@ from runtape.ports.stores import ExecutionStore, TapeStore
 PAGE_BYTES = 256 << 10
 HEARTBEAT_S = 15.0
 
-_ENDED = frozenset(
-    event.type for event in (ExecutionCompleted, ExecutionFailed, ExecutionTimeout, ExecutionCancelled)
-)
+_ENDED = frozenset(event.type for event in (ExecutionCompleted, ExecutionFailed, ExecutionTimeout, ExecutionCancelled))
 _encode = msgspec.json.Encoder().encode
 
 

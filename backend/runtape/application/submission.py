@@ -102,9 +102,7 @@ class Submissions:
             )
         return await self._accept(principal, spec, source, key, submission.body_sha256, retry_of=None)
 
-    async def retry(
-        self, principal: Principal, execution_id: ExecutionId, idempotency_key: str | None
-    ) -> ExecutionId:
+    async def retry(self, principal: Principal, execution_id: ExecutionId, idempotency_key: str | None) -> ExecutionId:
         """Run the source of an ended execution again, as a new execution.  Raises: NotFound; NotTerminal."""
         earlier = await self._queries.execution(principal, execution_id)
         if not earlier.status.terminal:
@@ -231,7 +229,9 @@ def _check_arguments(submission: Submission) -> None:
             raise ValidationFailed(f'"{name}" cannot be the name of an environment variable', field="env")
         size += len(name) + 1 + _text_bytes(value, f"env.{name}")
     if size > ARGUMENT_BYTES:
-        raise ValidationFailed(f"arguments and environment have {size} bytes; the limit is {ARGUMENT_BYTES}", field="args")
+        raise ValidationFailed(
+            f"arguments and environment have {size} bytes; the limit is {ARGUMENT_BYTES}", field="args"
+        )
 
 
 def _text_bytes(text: str, field: str) -> int:

@@ -134,5 +134,3 @@ class Sweeper:
             await self._flow.handle(self._admission.on_requested, again)
         elif execution.attempt >= saga.attempt:
             await self._admission.restart(execution.id, execution.attempt + 1)
-
-

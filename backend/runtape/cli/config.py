@@ -1,40 +1,45 @@
 """`runtape config`: what the settings are and where each comes from."""
 
 import json
+from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Parameter
 
+from runtape.cli.errors import CliError
+from runtape.cli.server import default_data
 from runtape.cli.terminal import print_text
 
-app = App(name="config")
-MASK = "********"
+app = App(name="config", help="Look at the settings.")
 
 
 @app.command
-def show(*, as_json: Annotated[bool, Parameter(name="--json", negative=(), show_default=False)] = False) -> int:
+def show(
+    *,
+    data: Path | None = None,
+    as_json: Annotated[bool, Parameter(name="--json", negative=(), show_default=False)] = False,
+) -> int:
     """Print the effective settings with their source; secrets are masked.
 
     Args:
+        data: The folder of the server on this machine; also RUNTAPE_DATA.
         as_json: Print a JSON list of objects with name, value, source, description and secret.
     """
+    from pydantic import ValidationError
+
     from runtape.runtime.settings import describe
 
-    rows = [
-        {
-            "name": row.name,
-            "value": MASK if row.secret and row.value not in (None, "") else row.value,
-            "source": row.source,
-            "description": row.description,
-            "secret": row.secret,
-        }
-        for row in describe()
-    ]
+    try:
+        rows = describe((data or default_data()).expanduser().absolute())
+    except ValidationError as error:
+        wrong = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors(include_input=False)]
+        raise CliError(f"a setting is not valid: {'; '.join(wrong)}") from None
     if as_json:
-        print_text(json.dumps(rows, default=str))
+        print_text(json.dumps([asdict(row) for row in rows], default=str))
         return 0
-    cells = [(row["name"], "" if row["value"] is None else str(row["value"]), row["source"]) for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    cells = [(row.name, str(row.value), row.source) for row in rows]
+    names, values = (max(len(row[column]) for row in cells) for column in (0, 1))
     for name, value, source in cells:
-        print_text(f"{name:<{widths[0]}}  {value:<{widths[1]}}  {source}")
+        print_text(f"{name:<{names}}  {value:<{values}}  {source}")
     return 0

@@ -32,9 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _hold_standard_streams()
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     command = tokens[0] if tokens else ""
-    if command not in app:
-        # Only here, since it costs every command 17 ms.
+    if not command or command.startswith("-"):
+        # Only for the help of the whole and for the completion: a command imports itself alone.
         app.register_install_completion_command(help="Install the completion of commands and options for your shell.")
+        app.resolved_commands()
     try:
         result = app(tokens, exit_on_error=False, print_error=False)
     except CycloptsError as error:

@@ -71,7 +71,9 @@ class LimitOutOfRange(Invalid):
     code = "limit_out_of_range"
 
     def __init__(self, name: str, value: float, low: float, high: float) -> None:
-        super().__init__(f"limits.{name} is {value:g}; it must lie between {low:g} and {high:g}", field=f"limits.{name}")
+        super().__init__(
+            f"limits.{name} is {value:g}; it must lie between {low:g} and {high:g}", field=f"limits.{name}"
+        )
 
 
 class ScriptTooLarge(Invalid):

@@ -1,7 +1,7 @@
 """What one run may use, and the bounds within which a request may ask for it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 
 from runtape.domain.errors import LimitOutOfRange
 
@@ -34,9 +34,7 @@ MAXIMUM = Limits(
     inodes=65_536,
     open_files=4096,
 )
-MINIMUM = Limits(
-    wall_s=0.1, cpu_s=0.1, memory_mb=16, output_bytes=1, processes=1, disk_mb=1, inodes=16, open_files=16
-)
+MINIMUM = Limits(wall_s=0.1, cpu_s=0.1, memory_mb=16, output_bytes=1, processes=1, disk_mb=1, inodes=16, open_files=16)
 REQUESTABLE = ("wall_s", "cpu_s", "memory_mb", "output_bytes", "processes")
 """The limits that a request may set; the others are the operator's."""
 
@@ -62,9 +60,4 @@ class LimitPolicy:
             if not low <= value <= high:
                 raise LimitOutOfRange(name, value, low, high)
             chosen[name] = value
-        if not chosen:
-            return self.default
-        merged: dict[str, float | int] = {
-            field.name: chosen.get(field.name, getattr(self.default, field.name)) for field in fields(Limits)
-        }
-        return Limits(**merged)  # pyright: ignore[reportArgumentType]  # names and types are Limits' own
+        return replace(self.default, **chosen) if chosen else self.default

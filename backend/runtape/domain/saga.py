@@ -114,8 +114,6 @@ def follow(saga: Saga, event: ExecutionEvent) -> tuple[Saga, list[PodCreate]]:
 
 
 def _create(saga: Saga, attempt: int, at: datetime) -> tuple[Saga, list[PodCreate]]:
-    created = replace(
-        saga, version=saga.version + 1, step=SagaStep.CREATE, attempt=attempt, due_at=at + CREATE_DUE
-    )
+    created = replace(saga, version=saga.version + 1, step=SagaStep.CREATE, attempt=attempt, due_at=at + CREATE_DUE)
     command = PodCreate(execution_id=saga.execution_id, project_id=saga.project_id, at=at, attempt=attempt)
     return created, [command]

@@ -101,9 +101,7 @@ class ExecutionStore(Protocol):
         """Move ``due_at`` of a document that needs nothing just now; the version stays."""
         ...
 
-    async def list(
-        self, where: ExecutionFilter, limit: int, before: ExecutionId | None
-    ) -> Sequence[Execution]:
+    async def list(self, where: ExecutionFilter, limit: int, before: ExecutionId | None) -> Sequence[Execution]:
         """Return up to `limit` matching executions, newest first, beginning after `before`."""
         ...
 

@@ -27,7 +27,14 @@ class Consumer:
     """Feeds one group's handlers; `run` it as a task."""
 
     def __init__(
-        self, *, group: str, topics: tuple[str, ...], handlers: Mapping[str, Handler], event_log: EventLog, flow: Flow, tasks: Tasks
+        self,
+        *,
+        group: str,
+        topics: tuple[str, ...],
+        handlers: Mapping[str, Handler],
+        event_log: EventLog,
+        flow: Flow,
+        tasks: Tasks,
     ) -> None:
         self._group = group
         self._topics = topics

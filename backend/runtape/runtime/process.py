@@ -54,9 +54,8 @@ def serve(*, host: str, port: int, data_dir: Path, ephemeral: bool, pods: Provid
     settings = Settings(data=data_dir)
     configure_logging(settings.log_level)
     try:
-        with _folder(data_dir):
-            with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-                return runner.run(_serve(settings, host, port, ephemeral, pods or _local_sandbox()))
+        with _folder(data_dir), asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            return runner.run(_serve(settings, host, port, ephemeral, pods or _local_sandbox()))
     except FolderInUse:
         if ephemeral:
             return 0
@@ -100,7 +99,15 @@ def _folder(data_dir: Path) -> Iterator[None]:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers: signals are this module's."""
+    """uvicorn without its signal handlers, which are this module's, and with an event for its start."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ready = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.ready.set()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -199,8 +206,7 @@ async def _credentials(service: Service, settings: Settings) -> None:
 
 async def _announce(server: _Server, service: Service, data_dir: Path, url: str, ephemeral: bool) -> None:
     """Say that the server accepts work once it does."""
-    while not server.started:
-        await asyncio.sleep(0.005)  # uvicorn tells of its start by this attribute alone
+    await server.ready.wait()
     (await service.container.get(Health)).accepting = True
     gc.collect()
     gc.freeze()
@@ -233,5 +239,3 @@ def _write_private(path: Path, text: str) -> None:
         os.fchmod(descriptor, 0o600)
         file.write(text)
     draft.replace(path)
-
-

@@ -59,9 +59,7 @@ def parts(
     The order matters to a fused chain: the result is stored before the saga is told that it was.
     """
     return {
-        Role.RESULT_PROCESSOR: RoleParts(
-            storing.GROUP, (EXECUTION_EVENTS,), {name: results.on_ended for name in _ENDED}
-        ),
+        Role.RESULT_PROCESSOR: RoleParts(storing.GROUP, (EXECUTION_EVENTS,), dict.fromkeys(_ENDED, results.on_ended)),
         Role.SAGA_ORCHESTRATOR: RoleParts(
             admission.GROUP,
             (EXECUTION_EVENTS,),

@@ -5,7 +5,6 @@ then the sandbox, so that a program that dies of our stopping is not recorded as
 taken up by the next process, as after a crash.
 """
 
-
 import structlog
 from dishka import AsyncContainer, Provider, Scope, make_async_container
 from dishka.provider import BaseProvider

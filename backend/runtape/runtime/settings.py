@@ -37,32 +37,32 @@ class _Section(BaseModel):
 class RateLimitSettings(_Section):
     """Allowances per principal and minute."""
 
-    executions_per_minute: int = Field(600, ge=1, description="executions accepted per principal and minute")
-    calls_per_minute: int = Field(3000, ge=1, description="other API calls per principal and minute")
-    logins_per_minute: int = Field(20, ge=1, description="login attempts per peer address and minute")
+    executions_per_minute: int = Field(default=600, ge=1, description="executions accepted per principal and minute")
+    calls_per_minute: int = Field(default=3000, ge=1, description="other API calls per principal and minute")
+    logins_per_minute: int = Field(default=20, ge=1, description="login attempts per peer address and minute")
 
 
 class AdmissionSettings(_Section):
     """How many executions run and wait."""
 
-    running: int = Field(2 * _CORES, ge=1, le=1024, description="executions that run at once")
-    running_per_project: int | None = Field(None, ge=1, description="of one project; all of them unless set")
-    running_per_lang: int | None = Field(None, ge=1, description="of one language; all of them unless set")
-    queued: int = Field(10_000, ge=0, description="executions that wait; beyond that 503 queue_full")
-    queued_per_project: int = Field(5_000, ge=0, description="executions of one project that wait")
+    running: int = Field(default=2 * _CORES, ge=1, le=1024, description="executions that run at once")
+    running_per_project: int | None = Field(default=None, ge=1, description="of one project; all of them unless set")
+    running_per_lang: int | None = Field(default=None, ge=1, description="of one language; all of them unless set")
+    queued: int = Field(default=10_000, ge=0, description="executions that wait; beyond that 503 queue_full")
+    queued_per_project: int = Field(default=5_000, ge=0, description="executions of one project that wait")
 
 
 class LimitSettings(_Section):
     """The limits of a run, where a request does not ask for others; units are in the names."""
 
-    wall_s: float = Field(10.0, gt=0, description="wall time, s")
-    cpu_s: float = Field(10.0, gt=0, description="CPU time of the whole process tree, s")
-    memory_mb: int = Field(256, ge=16, description="memory of the whole process tree, MiB")
-    output_bytes: int = Field(1 << 20, ge=1, description="stdout and stderr together, bytes")
-    processes: int = Field(64, ge=1, description="processes and threads")
-    disk_mb: int = Field(64, ge=1, description="size of the work directory, MiB")
-    inodes: int = Field(4096, ge=16, description="files and folders in the work directory")
-    open_files: int = Field(256, ge=16, description="open files per process")
+    wall_s: float = Field(default=10.0, gt=0, description="wall time, s")
+    cpu_s: float = Field(default=10.0, gt=0, description="CPU time of the whole process tree, s")
+    memory_mb: int = Field(default=256, ge=16, description="memory of the whole process tree, MiB")
+    output_bytes: int = Field(default=1 << 20, ge=1, description="stdout and stderr together, bytes")
+    processes: int = Field(default=64, ge=1, description="processes and threads")
+    disk_mb: int = Field(default=64, ge=1, description="size of the work directory, MiB")
+    inodes: int = Field(default=4096, ge=16, description="files and folders in the work directory")
+    open_files: int = Field(default=256, ge=16, description="open files per process")
 
     def limits(self) -> Limits:
         """Return them as the domain's value."""
@@ -72,38 +72,44 @@ class LimitSettings(_Section):
 class MaximumSettings(LimitSettings):
     """The greatest limits that a request may ask for."""
 
-    wall_s: float = Field(MAXIMUM.wall_s, gt=0, description="wall time, s")
-    cpu_s: float = Field(MAXIMUM.cpu_s, gt=0, description="CPU time of the whole process tree, s")
-    memory_mb: int = Field(MAXIMUM.memory_mb, ge=16, description="memory of the whole process tree, MiB")
-    output_bytes: int = Field(MAXIMUM.output_bytes, ge=1, description="stdout and stderr together, bytes")
-    processes: int = Field(MAXIMUM.processes, ge=1, description="processes and threads")
-    disk_mb: int = Field(MAXIMUM.disk_mb, ge=1, description="size of the work directory, MiB")
-    inodes: int = Field(MAXIMUM.inodes, ge=16, description="files and folders in the work directory")
-    open_files: int = Field(MAXIMUM.open_files, ge=16, description="open files per process")
+    wall_s: float = Field(default=MAXIMUM.wall_s, gt=0, description="wall time, s")
+    cpu_s: float = Field(default=MAXIMUM.cpu_s, gt=0, description="CPU time of the whole process tree, s")
+    memory_mb: int = Field(default=MAXIMUM.memory_mb, ge=16, description="memory of the whole process tree, MiB")
+    output_bytes: int = Field(default=MAXIMUM.output_bytes, ge=1, description="stdout and stderr together, bytes")
+    processes: int = Field(default=MAXIMUM.processes, ge=1, description="processes and threads")
+    disk_mb: int = Field(default=MAXIMUM.disk_mb, ge=1, description="size of the work directory, MiB")
+    inodes: int = Field(default=MAXIMUM.inodes, ge=16, description="files and folders in the work directory")
+    open_files: int = Field(default=MAXIMUM.open_files, ge=16, description="open files per process")
 
 
 class SandboxSettings(_Section):
     """The local sandbox."""
 
-    armed: int = Field(2 * _CORES, ge=1, le=256, description="boxes kept ready for the next programs")
+    armed: int = Field(default=2 * _CORES, ge=1, le=256, description="boxes kept ready for the next programs")
 
 
 class FlowSettings(_Section):
     """How steps are committed."""
 
-    fused: bool = Field(True, description="commit the steps up to the next effect together; off for tests")
+    fused: bool = Field(default=True, description="commit the steps up to the next effect together; off for tests")
 
 
 class Settings(BaseSettings):
     """Everything an operator may set."""
 
     model_config = SettingsConfigDict(
-        env_prefix=ENV_PREFIX, env_nested_delimiter="__", frozen=True, extra="ignore", nested_model_default_partial_update=True
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter="__",
+        frozen=True,
+        extra="ignore",
+        nested_model_default_partial_update=True,
     )
 
     data: Path = Field(default_factory=default_data_dir, description="the data folder")
-    admin_password: SecretStr | None = Field(None, description="the first start's password of the user admin")
-    log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="least severe log line written")
+    admin_password: SecretStr | None = Field(default=None, description="the first start's password of the user admin")
+    log_level: str = Field(
+        default="info", pattern="^(debug|info|warning|error)$", description="least severe log line written"
+    )
     rate_limits: RateLimitSettings = RateLimitSettings()
     admission: AdmissionSettings = AdmissionSettings()
     limits: LimitSettings = LimitSettings()

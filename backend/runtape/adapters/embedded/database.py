@@ -136,7 +136,9 @@ class Database:
         connection.execute("pragma wal_autocheckpoint=0")
         found = connection.execute("pragma user_version").fetchone()[0]
         if found > SCHEMA_VERSION:
-            raise Permanent(f"{self._path} was made by a newer runtape (schema {found}, this one knows {SCHEMA_VERSION})")
+            raise Permanent(
+                f"{self._path} was made by a newer runtape (schema {found}, this one knows {SCHEMA_VERSION})"
+            )
         connection.execute("pragma synchronous=full")
         connection.execute("begin immediate")
         for statement in self._schema:

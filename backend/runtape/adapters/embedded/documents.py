@@ -78,9 +78,12 @@ class SqliteExecutionStore:
             return
         key = execution.idempotency.key
         await self._database.write(
-            lambda c: c.execute(
-                "update execution set idempotency_key = null where id = ? and idempotency_key = ?", (execution.id, key)
-            ).rowcount
+            lambda c: (
+                c.execute(
+                    "update execution set idempotency_key = null where id = ? and idempotency_key = ?",
+                    (execution.id, key),
+                ).rowcount
+            )
         )
 
     async def extend_lease(self, keys: Sequence[PodKey], owner: str, expires_at: datetime) -> Sequence[PodKey]:
@@ -88,9 +91,11 @@ class SqliteExecutionStore:
         due_at = expires_at + LEASE_GRACE
         rows = [(expires_at.timestamp(), due_at.timestamp(), key.execution_id) for key in held]
         await self._database.write(
-            lambda c: c.executemany(
-                "update execution set lease_expires_at = ?, due_at = ? where id = ? and status = 'running'", rows
-            ).rowcount
+            lambda c: (
+                c.executemany(
+                    "update execution set lease_expires_at = ?, due_at = ? where id = ? and status = 'running'", rows
+                ).rowcount
+            )
         )
         for key in held:
             execution = self._live.get(key.execution_id)
@@ -116,9 +121,8 @@ class SqliteExecutionStore:
     async def unfinished(self) -> AsyncIterator[Execution]:
         after = (-1.0, 0)
         while True:
-            start = after
             rows = await self._database.read(
-                lambda c: c.execute(
+                lambda c, start=after: c.execute(
                     f"select {_COLUMNS}, rowid from execution where due_at is not null and (due_at, rowid) > (?, ?)"
                     " order by due_at, rowid limit 500",
                     start,
@@ -133,10 +137,12 @@ class SqliteExecutionStore:
 
     async def defer(self, execution_id: ExecutionId, due_at: datetime) -> None:
         await self._database.write(
-            lambda c: c.execute(
-                "update execution set due_at = ? where id = ? and due_at is not null",
-                (due_at.timestamp(), execution_id),
-            ).rowcount
+            lambda c: (
+                c.execute(
+                    "update execution set due_at = ? where id = ? and due_at is not null",
+                    (due_at.timestamp(), execution_id),
+                ).rowcount
+            )
         )
         execution = self._live.get(execution_id)
         if execution is not None and execution.due_at is not None:
@@ -197,10 +203,10 @@ class SqliteSagaStore:
     async def unfinished(self) -> AsyncIterator[Saga]:
         after = ""
         while True:
-            start = after
             rows = await self._database.read(
-                lambda c: c.execute(
-                    "select execution_id, doc from saga where unfinished and execution_id > ? order by execution_id limit 500",
+                lambda c, start=after: c.execute(
+                    "select execution_id, doc from saga where unfinished and execution_id > ?"
+                    " order by execution_id limit 500",
                     (start,),
                 ).fetchall()
             )

@@ -70,9 +70,8 @@ class SqliteEventLog:
     async def _catch_up(self, state: "_Group") -> AsyncIterator[Delivery]:
         """Deliver from the table until nothing lies between it and what arrives in memory."""
         while True:
-            after = state.read_to
             rows = await self._database.read(
-                lambda c: c.execute(
+                lambda c, after=state.read_to: c.execute(
                     "select offset, topic, type, body from log where offset > ? order by offset limit ?", (after, PAGE)
                 ).fetchall()
             )
@@ -165,6 +164,7 @@ class _Group:
 
     def low_watermark(self) -> int:
         """Return the offset up to which everything is acknowledged."""
-        ahead = [offset for offset in (min(self.in_flight, default=None), self.waiting[0][0] if self.waiting else None)]
-        first = min((offset for offset in ahead if offset is not None), default=self.read_to + 1)
-        return first - 1
+        ahead = set(self.in_flight)
+        if self.waiting:
+            ahead.add(self.waiting[0][0])
+        return min(ahead, default=self.read_to + 1) - 1

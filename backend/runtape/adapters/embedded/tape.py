@@ -114,8 +114,9 @@ class SqliteTapeStore:
     async def read_stream(self, key: PodKey, stream: Stream, start: int, end: int) -> AsyncIterator[bytes]:
         after_seq, offset = 0, 0
         while offset < end:
-            since, passed = after_seq, offset
-            page = await self._database.read(lambda c: _read_stream_page(c, key, stream, since, passed, start, end))
+            page = await self._database.read(
+                lambda c, since=after_seq, passed=offset: _read_stream_page(c, key, stream, since, passed, start, end)
+            )
             if not page:
                 return
             for seq, size, data in page:
@@ -209,12 +210,8 @@ class SqliteBlobStore:
         sha256 = hashlib.sha256(data).hexdigest()
         now = self._clock.now().timestamp()
         # The time is renewed, so that a sweep cannot take a blob between this and the document that names it.
-        await self._database.write(
-            lambda c: c.execute(
-                "insert into blob values (?,?,?) on conflict (sha256) do update set created_at = excluded.created_at",
-                (sha256, now, data),
-            ).rowcount
-        )
+        upsert = "insert into blob values (?,?,?) on conflict (sha256) do update set created_at = excluded.created_at"
+        await self._database.write(lambda c: c.execute(upsert, (sha256, now, data)).rowcount)
         return sha256
 
     async def get(self, sha256: str) -> bytes | None:
@@ -229,9 +226,11 @@ class SqliteBlobStore:
     async def sweep(self, created_before: datetime) -> int:
         cutoff = created_before.timestamp()
         return await self._database.write(
-            lambda c: c.execute(
-                "delete from blob where created_at < ?"
-                " and not exists (select 1 from execution where blob_sha256 = blob.sha256)",
-                (cutoff,),
-            ).rowcount
+            lambda c: (
+                c.execute(
+                    "delete from blob where created_at < ?"
+                    " and not exists (select 1 from execution where blob_sha256 = blob.sha256)",
+                    (cutoff,),
+                ).rowcount
+            )
         )

@@ -8,14 +8,12 @@ first byte was read.
 """
 
 import asyncio
-from collections.abc import Sequence
 from typing import Final
 
 from runtape.domain.tape import RECORD_BYTES, Record, Stream
 
 HIGH_WATER_BYTES: Final = 2 << 20
 """Waiting bytes above which the pipes are left full, so that the program waits."""
-LOW_WATER_BYTES: Final = 1 << 20
 
 
 class _OpenRecord:
@@ -48,18 +46,14 @@ class Output:
         return self._waiting_bytes > HIGH_WATER_BYTES
 
     @property
-    def below_low_water(self) -> bool:
-        return self._waiting_bytes < LOW_WATER_BYTES
-
-    @property
     def truncated(self) -> bool:
         """Whether more was printed than the limit allows."""
         return self._truncated is not None
 
     @property
     def last_seq(self) -> int:
-        """``seq`` of the last record; final once closed, as nothing joins an open record then."""
-        return len(self._records) + len(self._open) + (self._truncated is not None)
+        """``seq`` of the last record; known once the output is closed."""
+        return len(self._records)
 
     def append(self, stream: Stream, t_ns: int, piece: bytes) -> bool:
         """Add a non-empty piece of at most `RECORD_BYTES`; false when it crossed the limit and was cut there."""
@@ -86,25 +80,28 @@ class Output:
 
     def close(self) -> None:
         """Say that nothing will follow; what waits can still be taken."""
+        self._number_open_records()
+        if self._truncated is not None and not self._closed:
+            stream, t_ns = self._truncated
+            self._records.append(Record(len(self._records) + 1, stream, t_ns, b"", truncated=True))
         self._closed = True
         self._wake_reader()
 
-    def take(self, after_seq: int) -> Sequence[Record]:
-        """Return every record beyond `after_seq`, closing those that were open; empty when there is none now."""
-        if self._open:
-            for record in self._open:
-                data = b"".join(record.pieces)
-                self._records.append(Record(len(self._records) + 1, record.stream, record.t_ns, data))
-            self._open.clear()
-            self._waiting_bytes = 0
-        if self._truncated is not None and self._closed and not (self._records and self._records[-1].truncated):
-            stream, t_ns = self._truncated
-            self._records.append(Record(len(self._records) + 1, stream, t_ns, b"", truncated=True))
-        return self._records[after_seq:]
+    def take(self, after_seq: int) -> tuple[Record, ...]:
+        """Return every record beyond `after_seq`, among them what waited; empty when there is none now."""
+        self._number_open_records()
+        self._waiting_bytes = 0
+        return tuple(self._records[after_seq:])
 
     def exhausted(self, after_seq: int) -> bool:
         """Return whether nothing lies, or will ever lie, beyond `after_seq`."""
-        return self._closed and after_seq >= self.last_seq
+        return self._closed and after_seq >= len(self._records)
+
+    def _number_open_records(self) -> None:
+        for record in self._open:
+            data = b"".join(record.pieces)
+            self._records.append(Record(len(self._records) + 1, record.stream, record.t_ns, data))
+        self._open.clear()
 
     async def wait(self) -> None:
         """Return when something was added or the output was closed since the last `take`."""

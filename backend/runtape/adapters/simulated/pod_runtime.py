@@ -1,9 +1,9 @@
-"""Pods whose programs are scripts of a few directives, acted out in memory.
+r"""Pods whose programs are scripts of a few directives, acted out in memory.
 
 A script's lines are carried out in order:
 
 ========================  ==================================================================
-``print TEXT``            one record ``TEXT\\n`` on stdout; ``eprint TEXT`` the same on stderr
+``print TEXT``            one record ``TEXT\n`` on stdout; ``eprint TEXT`` the same on stderr
 ``bytes HEX``             one record of those bytes on stdout
 ``wait NAME``             stop until `SimulatedPodRuntime.let` is called with NAME
 ``exit N``                end with outcome `EXITED`; the end of the script is ``exit 0``

@@ -68,6 +68,8 @@ class Box:
     """A box as the keeper sees it, from the clone until its pid 1 is reaped."""
 
     number: int
+    shape: tuple[int, int]
+    """(bytes, inodes) of its work directory."""
     pid: int
     pidfd: int
     uid_slot: int
@@ -83,6 +85,8 @@ class Box:
     cpu_check_due_s: float = 0.0
     kill_reason: str = ""
     armed: bool = False
+    arming_cpu_ns: tuple[int, int] = (0, 0)
+    """User and system time that the making of the box took, which is no usage of the program."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,16 +103,18 @@ class Confinement:
 
 
 def make_box(
-    number: int, uid_slot: int, disk_bytes: int, inodes: int, group: Group | None, confinement: Confinement
+    number: int, shape: tuple[int, int], uid_slot: int, group: Group | None, confinement: Confinement
 ) -> Box:
     """Clone a box and return at once; it tells on its channel when it is armed.  Raises: OSError."""
     files = _NO_GROUP if group is None else group.open_files()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     stdout_read, stdout_write = os.pipe()
     stderr_read, stderr_write = os.pipe()
+    os.set_blocking(stdout_read, False)
+    os.set_blocking(stderr_read, False)
     kept = _Kept(stdout_write, stderr_write, theirs.fileno(), confinement.lock_fd, *files)
     try:
-        pid, pidfd = _clone(kept, uid_slot, disk_bytes, inodes, confinement)
+        pid, pidfd = _clone(kept, shape, uid_slot, confinement)
     except OSError:
         ours.close()
         os.close(stdout_read)
@@ -120,10 +126,10 @@ def make_box(
         os.close(stderr_write)
         if group is not None:
             group.close_files()
-    return Box(number, pid, pidfd, uid_slot, ours, (stdout_read, stderr_read), group)
+    return Box(number, shape, pid, pidfd, uid_slot, ours, (stdout_read, stderr_read), group)
 
 
-def _clone(kept: _Kept, uid_slot: int, disk_bytes: int, inodes: int, confinement: Confinement) -> tuple[int, int]:
+def _clone(kept: _Kept, shape: tuple[int, int], uid_slot: int, confinement: Confinement) -> tuple[int, int]:
     host_uid = os.geteuid() if confinement.first_host_uid is None else confinement.first_host_uid + uid_slot
     host_gid = os.getegid() if confinement.first_host_uid is None else host_uid
     if confinement.first_host_uid is not None:
@@ -133,7 +139,7 @@ def _clone(kept: _Kept, uid_slot: int, disk_bytes: int, inodes: int, confinement
     try:
         pid, pidfd = linux.clone(_NAMESPACES, signal.SIGCHLD)
         if pid == 0:
-            _become_box(kept, host_uid, host_gid, disk_bytes, inodes, confinement)
+            _become_box(kept, shape, host_uid, host_gid, confinement)
     finally:
         if pid != 0 and confinement.first_host_uid is not None:
             os.seteuid(0)
@@ -143,7 +149,7 @@ def _clone(kept: _Kept, uid_slot: int, disk_bytes: int, inodes: int, confinement
 
 
 def _become_box(
-    kept: _Kept, host_uid: int, host_gid: int, disk_bytes: int, inodes: int, confinement: Confinement
+    kept: _Kept, shape: tuple[int, int], host_uid: int, host_gid: int, confinement: Confinement
 ) -> NoReturn:
     channel_fd = kept.channel
     try:
@@ -151,6 +157,7 @@ def _become_box(
         linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
         linux.set_hostname(b"runtape")
         _raise_loopback()
+        disk_bytes, inodes = shape
         rootfs.enter_box(disk_bytes, inodes + 2)  # the folder itself and .tmp
         kept = _close_all_but(kept)
         channel_fd = kept.channel
@@ -162,12 +169,12 @@ def _become_box(
         linux.prctl(linux.PR_SET_DUMPABLE, 0)
         linux.install_filter(confinement.seccomp_filter)
         channel = socket.socket(fileno=channel_fd)
-        if confinement.share_work_directory:
-            work_directory_fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            socket.send_fds(channel, [wire.pack("armed")], [work_directory_fd])
-            os.close(work_directory_fd)
-        else:
-            channel.send(wire.pack("armed"))
+        shared = [os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)] if confinement.share_work_directory else []
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        armed = wire.pack("armed", int(used.ru_utime * 1e9), int(used.ru_stime * 1e9))
+        socket.send_fds(channel, [armed], shared)
+        for fd in shared:
+            os.close(fd)
     except BaseException as error:
         os.write(channel_fd, wire.pack("failed", f"{type(error).__name__}: {error}"))
         os._exit(1)

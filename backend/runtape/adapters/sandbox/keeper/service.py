@@ -16,7 +16,6 @@ end.
 """
 
 import contextlib
-import ctypes
 import errno
 import gc
 import os
@@ -97,7 +96,6 @@ class Keeper:
         self._making = 0
         self._last_number = 0
         self._free_slots: list[int] = []
-        self._used_slots = 0
         self._sampled: set[Box] = set()
         self._dead_groups: list[cgroups.Group] = []
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -130,13 +128,15 @@ class Keeper:
                     self._bury(box)
                 elif box.group is not None and fd == box.group.oom_eventfd:
                     self._kill(box, "oom")
-                    self._forget_fd(fd)
+                    self._forget(fd)
                 else:
                     self._hear(box)
         if self._to_make and self._making < _MAKING_AT_ONCE:
-            self._make(*self._to_make.popleft())
+            self._make(self._to_make.popleft())
         if self._sampled:
             self._sample()
+        if self._dead_groups:
+            self._dead_groups = [group for group in self._dead_groups if not group.remove()]
         return True
 
     def _obey(self) -> bool:
@@ -145,8 +145,7 @@ class Keeper:
             return False
         kind, *fields = wire.unpack(datagram)
         if kind == "arm":
-            disk_bytes, inodes = fields
-            self._to_make.append((disk_bytes, inodes))
+            self._to_make.append((fields[0], fields[1]))
             return True
         box = self._boxes.get(fields[0])
         if box is not None and kind == "bound":
@@ -160,55 +159,55 @@ class Keeper:
 
     # Making
 
-    def _make(self, disk_bytes: int, inodes: int) -> None:
+    def _make(self, shape: tuple[int, int]) -> None:
         self._last_number += 1
         number = self._last_number
         group = None if self._hierarchy is None else self._hierarchy.group(f"box-{number}")
-        slot = self._free_slots.pop() if self._free_slots else self._used_slots
-        if slot >= _HOST_UIDS:
-            self._send("unarmed", f"{_HOST_UIDS} boxes live already")
-            return
+        slot = self._free_slots.pop() if self._free_slots else len(self._boxes)
         try:
+            if slot >= _HOST_UIDS:
+                raise OSError(errno.EAGAIN, f"{_HOST_UIDS} boxes live already")
             if group is not None:
                 group.make(self._opening.memory_bytes, self._opening.processes + 1)
                 group.listen_for_oom()
-            box = make_box(number, slot, disk_bytes, inodes, group, self._confinement)
+            box = make_box(number, shape, slot, group, self._confinement)
         except OSError as error:
-            self._free_slots.append(slot) if slot < self._used_slots else None
+            self._free_slots.append(slot)
             if group is not None:
-                self._remove(group)
-            self._send("unarmed", f"cannot make a box: {error}")
+                self._dead_groups.append(group)
+            self._send("unarmed", *shape, f"cannot make a box: {error}")
             return
-        self._used_slots = max(self._used_slots, slot + 1)
         self._making += 1
         self._boxes[number] = box
-        for fd in (box.channel.fileno(), box.pidfd) + ((group.oom_eventfd,) if group and group.oom_eventfd >= 0 else ()):
-            self._epoll.register(fd, select.EPOLLIN)
-            self._box_of[fd] = box
+        self._listen(box.channel.fileno(), box)
+        self._listen(box.pidfd, box)
         if group is not None:
+            if group.oom_eventfd >= 0:
+                self._listen(group.oom_eventfd, box)
             try:
                 group.attach(box.pid)
             except OSError as error:
                 self._kill(box, f"cannot enter its cgroup: {error}")
 
     def _hear(self, box: Box) -> None:
-        """Take what a box under way tells: that it is armed, or why it cannot be."""
+        """Take what a box in the making tells: that it is armed, or why it cannot be."""
         try:
             datagram, fds, _, _ = socket.recv_fds(box.channel, wire.DATAGRAM_BYTES, 1)
-        except OSError:
+        except ConnectionResetError:
             datagram, fds = b"", []
-        told = wire.unpack(datagram) if datagram else ("failed", box.kill_reason or "the box died")
+        told = wire.unpack(datagram) if datagram else ("failed", "it died")
         if fds:
             box.work_directory_fd = fds[0]
-        self._forget_fd(box.channel.fileno())
+        self._forget(box.channel.fileno())
         self._making -= 1
         if told[0] == "armed" and not box.kill_reason:
             box.armed = True
+            box.arming_cpu_ns = told[1:]
             handed = [box.channel.fileno(), *box.output_fds, box.pidfd]
-            self._send("armed", box.number, fds=handed)
+            self._send("armed", *box.shape, box.number, fds=handed)
         else:
-            self._kill(box, "")
-            self._send("unarmed", told[1] if len(told) > 1 else box.kill_reason)
+            self._send("unarmed", *box.shape, f"a box failed: {box.kill_reason or told[1]}")
+            self._kill(box, "unarmed")
         box.channel.close()
         for fd in box.output_fds:
             os.close(fd)
@@ -233,8 +232,6 @@ class Keeper:
                 self._sample_one(box, now_s)
             except OSError:
                 continue  # it dies just now
-        if self._dead_groups:
-            self._dead_groups = [group for group in self._dead_groups if not group.remove()]
 
     def _sample_one(self, box: Box, now_s: float) -> None:
         pids = watchdog.tree(box.pid)[1:] if box.group is None else []
@@ -245,6 +242,7 @@ class Keeper:
                 self._kill(box, "memory")
         if box.cpu_limit_ns and now_s >= box.cpu_check_due_s:
             used_ns = box.group.cpu_usage_ns() if box.group else watchdog.cpu_ns([box.pid, *pids])
+            used_ns -= sum(box.arming_cpu_ns)
             if used_ns >= box.cpu_limit_ns:
                 self._kill(box, "cpu")
             # All processors together cannot spend what is left any sooner.
@@ -263,7 +261,7 @@ class Keeper:
         if not box.armed and box.channel.fileno() >= 0:
             self._hear(box)
         _, status, used = os.wait4(box.pid, 0)
-        self._forget_fd(box.pidfd)
+        self._forget(box.pidfd)
         os.close(box.pidfd)
         if box.work_directory_fd >= 0:
             os.close(box.work_directory_fd)
@@ -276,15 +274,13 @@ class Keeper:
                 peak_bytes = box.group.peak_memory_bytes() or peak_bytes
                 if box.group.oom_kills():
                     box.kill_reason = "oom"
-            self._forget_fd(box.group.oom_eventfd)
-            self._remove(box.group)
+            self._forget(box.group.oom_eventfd)
+            self._dead_groups.append(box.group)
         if status != 0 and box.armed:
-            reaped = wire.Reaped(box.kill_reason, int(used.ru_utime * 1e9), int(used.ru_stime * 1e9), peak_bytes)
+            user_ns = int(used.ru_utime * 1e9) - box.arming_cpu_ns[0]
+            system_ns = int(used.ru_stime * 1e9) - box.arming_cpu_ns[1]
+            reaped = wire.Reaped(box.kill_reason, max(0, user_ns), max(0, system_ns), peak_bytes)
             self._send("reaped", box.number, *reaped)
-
-    def _remove(self, group: cgroups.Group) -> None:
-        if not group.remove():
-            self._dead_groups.append(group)
 
     def _bury_all(self) -> None:
         """Kill every box, wait until each is gone, and remove the cgroups.  The service hears nothing of it."""
@@ -302,7 +298,11 @@ class Keeper:
         if self._hierarchy is not None:
             self._hierarchy.remove()
 
-    def _forget_fd(self, fd: int) -> None:
+    def _listen(self, fd: int, box: Box) -> None:
+        self._epoll.register(fd, select.EPOLLIN)
+        self._box_of[fd] = box
+
+    def _forget(self, fd: int) -> None:
         if self._box_of.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 

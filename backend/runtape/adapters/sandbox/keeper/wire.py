@@ -11,13 +11,14 @@ Service to keeper:
 Keeper to service:
     ("open", *Opened)                       answer to "open"; or
     ("refused", finding, fix)               isolation cannot be had; the keeper exits
-    ("armed", box) + BOX_FDS descriptors    order channel, stdout, stderr (read ends), pidfd of the box
-    ("unarmed", what)                       one "arm" failed
+    ("armed", disk_bytes, inodes, box)      with BOX_FDS descriptors: order channel, stdout, stderr (read ends that
+                                            do not block), pidfd of the box
+    ("unarmed", disk_bytes, inodes, what)   one "arm" failed
     ("reaped", box, *Reaped)                `box` died without having told its end itself; nothing of it is left
     ("crashed", traceback)                  the keeper fails and exits
 Service to box, once:
     one flag byte, then the `Order`, in the datagram or (ORDER_IN_FD) in a memfd; descriptors: [order,] [stdin]
-Box to keeper: ("armed",) [+ work directory], or ("failed", what)
+Box to keeper: ("armed", cpu_user_ns, cpu_system_ns) [with its work directory], or ("failed", what)
 Box to service, once the program and all it started are dead: ("ended", *Ended), or ("failed", what) when it could
 not be started.
 """

@@ -1,0 +1,79 @@
+"""A box that waits for its order, as the service holds it: four descriptors."""
+
+import contextlib
+import fcntl
+import os
+import signal
+import socket
+from typing import Final
+
+from .keeper import wire
+
+_SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+
+
+class ArmedBox:
+    """One box, used once.  Whoever takes it from the pool closes it."""
+
+    __slots__ = ("channel", "number", "pidfd", "shape", "stderr_fd", "stdout_fd")
+
+    def __init__(self, number: int, shape: tuple[int, int], fds: list[int]) -> None:
+        self.number = number
+        self.shape = shape
+        """(bytes, inodes) of its work directory."""
+        channel_fd, self.stdout_fd, self.stderr_fd, self.pidfd = fds
+        self.channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, channel_fd)
+
+    def hand_over(self, order: wire.Order) -> None:
+        """Give the box its order; the program starts at once.  Raises: OSError, when the box is dead.
+
+        What does not fit a datagram goes in a memfd, and so does an input that does not fit a pipe: it becomes the
+        program's descriptor 0 itself, sealed, since a program could make it grow unseen by any limit.
+        """
+        flags, fds = 0, []
+        if len(order.stdin) > wire.INLINE_BYTES:
+            flags |= wire.STDIN_IN_FD
+            stdin, order = order.stdin, order._replace(stdin=b"")
+            fds.append(_sealed_memfd(stdin))
+        packed = wire.pack(*order)
+        if len(packed) > wire.INLINE_BYTES:
+            flags |= wire.ORDER_IN_FD
+            fds.insert(0, _sealed_memfd(packed))
+            packed = b""
+        try:
+            if fds:
+                socket.send_fds(self.channel, [bytes((flags,)), packed], fds)
+            else:
+                self.channel.send(b"\0" + packed)
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def hear(self) -> tuple[object, ...] | None:
+        """Return what the box has told about its end, or None when it has not, or died without."""
+        try:
+            datagram = self.channel.recv(wire.DATAGRAM_BYTES, socket.MSG_DONTWAIT)
+        except (BlockingIOError, ConnectionResetError):
+            return None
+        return wire.unpack(datagram) if datagram else None
+
+    def kill(self) -> None:
+        """Kill the whole tree at once.  Its death is told by the keeper."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Give up the descriptors; an unused box ends by that."""
+        self.channel.close()
+        for fd in (self.stdout_fd, self.stderr_fd, self.pidfd):
+            os.close(fd)
+
+
+def _sealed_memfd(content: bytes) -> int:
+    fd = os.memfd_create("runtape", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
+    os.lseek(fd, 0, os.SEEK_SET)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    return fd
