@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 COMMAND = [sys.executable, "-P", "-m", "runtape.cli"]
@@ -15,7 +16,7 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def runtape(
-    *arguments: str | Path, stdin: bytes = b"", cwd: Path | None = None, **env: str
+    *arguments: str | Path, stdin: bytes = b"", env: Mapping[str, str] | None = None, cwd: Path | None = None
 ) -> "subprocess.CompletedProcess[bytes]":
     """Run a command to its end, with `stdin` on a pipe."""
     return subprocess.run(
@@ -23,18 +24,18 @@ def runtape(
         input=stdin,
         capture_output=True,
         cwd=cwd,
-        env=environment(**env),
+        env=environment(**(env or {})),
         timeout=30,
         check=False,
     )
 
 
-def start(*arguments: str | Path, **env: str) -> "subprocess.Popen[bytes]":
+def start(*arguments: str | Path, env: Mapping[str, str] | None = None) -> "subprocess.Popen[bytes]":
     """Start a command without waiting; its standard input is empty."""
     return subprocess.Popen(
         [*COMMAND, *map(str, arguments)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=environment(**env),
+        env=environment(**(env or {})),
     )

@@ -23,7 +23,7 @@ def test_help_names_every_command() -> None:
 
 
 def test_help_of_run_tells_the_exit_codes() -> None:
-    assert b"124 time limit" in runtape("run", "--help").stdout
+    assert b"137 memory limit" in runtape("run", "--help").stdout
 
 
 @pytest.mark.parametrize("arguments", [["bogus"], ["tape"], ["tape", "id", "--speed", "fast"], ["config", "shwo"]])
@@ -59,20 +59,20 @@ def test_run_imports_nothing_of_the_server() -> None:
 def test_config_show_names_sources_and_masks_secrets(tmp_path: Path) -> None:
     env = {"RUNTAPE_ADMIN_PASSWORD": "hunter2", "RUNTAPE_DATA": str(tmp_path)}
     (tmp_path / "runtape.toml").write_text('log_level = "debug"\n')
-    done = runtape("config", "show", "--json", **env)
+    done = runtape("config", "show", "--json", env=env)
     rows = {row["name"]: row for row in json.loads(done.stdout)}
     assert rows["log_level"]["value"] == "debug"
     assert rows["log_level"]["source"] == "runtape.toml"
     assert rows["admin_password"]["source"] == "RUNTAPE_ADMIN_PASSWORD"
     assert rows["limits.wall_s"]["source"] == "default"
     assert b"hunter2" not in done.stdout
-    plain = runtape("config", "show", **env)
+    plain = runtape("config", "show", env=env)
     assert b"hunter2" not in plain.stdout
     assert any(line.split()[:2] == ["log_level", "debug"] for line in plain.stdout.decode().splitlines())
 
 
 def test_config_show_names_the_wrong_setting(tmp_path: Path) -> None:
-    done = runtape("config", "show", "--data", tmp_path, RUNTAPE_ADMISSION__RUNNING="many")
+    done = runtape("config", "show", "--data", tmp_path, env={"RUNTAPE_ADMISSION__RUNNING": "many"})
     assert done.returncode == 1
     assert done.stderr.startswith(b"error: a setting is not valid: admission.running: ")
 

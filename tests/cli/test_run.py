@@ -94,7 +94,7 @@ def test_request_carries_what_was_asked_for(server: FakeServer, script: Path, tm
 
 def test_nothing_is_sent_that_was_not_asked_for(server: FakeServer, script: Path) -> None:
     answer_with(server, BEGIN, result())
-    runtape("run", script, RUNTAPE_SERVER=server.url, RUNTAPE_API_KEY="from-env")
+    runtape("run", script, env={"RUNTAPE_SERVER": server.url, "RUNTAPE_API_KEY": "from-env"})
     assert submitted(server) == {"script": "print('hello')\n", "lang": "python"}
     assert server.requests[0].headers["authorization"] == "Bearer from-env"
 

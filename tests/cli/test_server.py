@@ -81,7 +81,7 @@ def test_running_server_is_used_on_the_connection_that_found_it(
 
 def test_key_is_not_shown_before_the_server_has_answered(server: FakeServer, tmp_path: Path, script: Path) -> None:
     tell(tmp_path / "data", server.url)
-    runtape("run", script, RUNTAPE_DATA=str(tmp_path / "data"))
+    runtape("run", script, env={"RUNTAPE_DATA": str(tmp_path / "data")})
     probe, execute = server.requests
     assert "authorization" not in probe.headers
     assert execute.headers["authorization"] == "Bearer local-key"
@@ -90,8 +90,8 @@ def test_key_is_not_shown_before_the_server_has_answered(server: FakeServer, tmp
 def test_named_folder_wins_over_a_server_of_the_environment(server: FakeServer, tmp_path: Path, script: Path) -> None:
     tell(tmp_path / "data", server.url)
     env = {"RUNTAPE_SERVER": "http://127.0.0.1:1"}
-    assert runtape("run", script, "--data", tmp_path / "data", **env).returncode == 0
-    assert runtape("run", script, **env).returncode == 125
+    assert runtape("run", script, "--data", tmp_path / "data", env=env).returncode == 0
+    assert runtape("run", script, env=env).returncode == 125
 
 
 def test_server_is_started_when_there_is_none(server: FakeServer, tmp_path: Path) -> None:

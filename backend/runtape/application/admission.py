@@ -1,5 +1,7 @@
 """The saga_orchestrator's work: who runs when, and following each execution to its end."""
 
+import asyncio
+
 from runtape.application.announcing import Announcer
 from runtape.application.flow import NOTHING, Documents, Effect, Flow, Step
 from runtape.domain import saga as sagas
@@ -13,6 +15,11 @@ from runtape.ports.stores import Change, Durability, SagaStore
 GROUP = "saga-orchestrator"
 
 RESTORE_PAGE = 500
+
+TELLING_INTERVAL_S = 0.5
+TOLD = 100
+"""Those next in line are told their place when it changes, at most this many and this often; each stream looks at
+its place again with every heartbeat."""
 
 
 def _change(before: Saga | None, after: Saga, messages: tuple[Message, ...]) -> Change:
@@ -36,6 +43,7 @@ class Admission:
         self._flow = flow
         self._announcer = announcer
         self._clock = clock
+        self._telling = False
 
     async def on_requested(self, message: Message, documents: Documents) -> Step:
         """Begin the saga of a new execution: admitted at once when there is room, else queued."""
@@ -73,6 +81,9 @@ class Admission:
         granted = await self._queue.grant()
         for entry in granted:
             await self._flow.perform(lambda documents, entry=entry: self._admit(entry, documents))
+        if granted and not self._telling:
+            self._telling = True
+            asyncio.get_running_loop().call_later(TELLING_INTERVAL_S, self._tell_waiting)
 
     async def check(self, execution_id: ExecutionId) -> None:
         """Compare an overdue saga with its execution and do what is lacking."""
@@ -131,6 +142,10 @@ class Admission:
         if admitted is saga:
             return NOTHING
         return Step(changes=(_change(saga, admitted, tuple(commands)),), undo=self._releasing(entry.execution_id))
+
+    def _tell_waiting(self) -> None:
+        self._telling = False
+        self._announcer.queue_moved(self._queue.front(TOLD))
 
     def _releasing(self, execution_id: ExecutionId) -> Effect:
         async def release() -> None:

@@ -33,6 +33,8 @@ from runtape.ports.stores import Change, Durability, ExecutionStore, SagaStore, 
 CONFLICT_RETRIES = 20
 """How often a chain is run again.  Each conflict means that somebody else made progress."""
 
+RESTART_PAUSE_S = 0.5
+
 Effect = Callable[[], Coroutine[object, object, None]]
 
 
@@ -123,6 +125,19 @@ class Tasks:
         self._tasks.add(task)
         task.add_done_callback(self._done)
         return task
+
+    def keep(self, run: Callable[[], Coroutine[object, object, None]], name: str) -> None:
+        """Run `run`, which is meant to go on until it is cancelled, and start it again whenever it ends."""
+
+        async def again() -> None:
+            while True:
+                try:
+                    await run()
+                except Exception as error:  # the loop's edge: without this task the service only seems to live
+                    self._on_failure(name, error)
+                await asyncio.sleep(RESTART_PAUSE_S)
+
+        self.spawn(again(), name)
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -3,6 +3,7 @@
 import structlog
 
 from runtape.application.flow import NOTHING, Documents, Flow, Step, Tasks, execution_change
+from runtape.application.retrying import persistently
 from runtape.application.running import Worker
 from runtape.domain import execution as executions
 from runtape.domain.ids import ExecutionId
@@ -13,6 +14,8 @@ from runtape.ports.stores import TapeStore
 log = structlog.get_logger(__name__)
 
 GROUP = "pod-monitor"
+
+FINISH_TRIES = 20
 
 
 class PodMonitor:
@@ -46,7 +49,8 @@ class PodMonitor:
             )
             return Step(changes=(execution_change(execution, events),)) if events else NOTHING
 
-        await self._flow.perform(decide)
+        # Giving up would run a program again that has ended: the sweeper takes the attempt for lost.
+        await persistently(lambda: self._flow.perform(decide), "finish", FINISH_TRIES)
 
     async def interrupt(self, execution_id: ExecutionId, attempt: int, reason: str) -> None:
         """Record that a live attempt is dead and did not tell its outcome."""

@@ -5,7 +5,6 @@ those that live.  It starts nothing without a committed lease.
 """
 
 import asyncio
-from collections.abc import Sequence
 from contextlib import suppress
 from datetime import timedelta
 
@@ -13,12 +12,12 @@ import structlog
 
 from runtape.application.announcing import Announcer
 from runtape.application.flow import NOTHING, Documents, Effect, Flow, Step, Tasks, execution_change
+from runtape.application.retrying import persistently
 from runtape.application.sources import SourceLibrary
 from runtape.domain import execution as executions
 from runtape.domain.events import ExecutionEvent, ExecutionRestarted, Message, PodCreate, PodKill
 from runtape.domain.execution import Execution
 from runtape.domain.outcome import Outcome, OutcomeKind, Usage
-from runtape.domain.tape import Record
 from runtape.ports.clock import Clock
 from runtape.ports.errors import InfrastructureError, Transient
 from runtape.ports.pod_runtime import PodKey, PodRuntime, PodSpec
@@ -35,7 +34,6 @@ FLUSH_INTERVAL_S = 0.02
 
 START_TRIES = 5
 APPEND_TRIES = 8
-RETRY_FIRST_S = 0.1
 
 
 class Worker:
@@ -112,8 +110,11 @@ class Worker:
             except Transient as error:
                 log.warning("lease.not_extended", error=str(error), count=len(keys))
                 continue
-            for key in held:
-                await self._pods.extend(key, expires_at)
+            for key in keys:
+                if key in held:
+                    await self._pods.extend(key, expires_at)
+                elif key in self._live:
+                    await self._pods.kill(key)
 
     def ended(self, key: PodKey) -> None:
         """Say that the pod has ended, so that its last output is flushed without waiting."""
@@ -127,42 +128,41 @@ class Worker:
         async def start() -> None:
             self._live[key] = asyncio.Event()
             self._tape.open_tape(key)
-            if await self._start(execution, key):
-                # A cancellation that was committed before the pod was known here has killed nothing.
-                current = await self._executions.get(execution.id)
-                if current is None or current.cancel_requested or current.status.terminal:
-                    await self._pods.kill(key)
-                await self._record(key)
-            else:
+            try:
+                if await self._start(execution, key):
+                    # A cancellation that was committed before the pod was known here has killed nothing.
+                    current = await self._executions.get(execution.id)
+                    if current is None or current.cancel_requested or current.status.terminal:
+                        await self._pods.kill(key)
+                    await self._record(key)
+            finally:
                 self._live.pop(key, None)
                 await self._tape.close_tape(key)
 
         return start
 
     async def _start(self, execution: Execution, key: PodKey) -> bool:
-        assert execution.lease is not None
-        delay_s = RETRY_FIRST_S
-        reason = "start_failed"
-        for _ in range(START_TRIES):
-            try:
-                source = await self._library.load(execution.source)
-                spec = PodSpec(
-                    execution_id=execution.id,
-                    lang=execution.spec.lang,
-                    lang_version=execution.spec.lang_version,
-                    source=source,
-                    limits=execution.spec.limits,
-                )
-                await self._pods.start(spec, execution.attempt, execution.lease.expires_at)
-                return True
-            except Transient as error:
-                log.warning("pod.start_retried", error=str(error))
-                await asyncio.sleep(error.retry_after_s or delay_s)
-                delay_s *= 2
-            except InfrastructureError as error:
-                log.error("pod.start_failed", error=str(error))
-                break
-        outcome = Outcome(kind=OutcomeKind.SANDBOX_ERROR, reason=reason, message="the sandbox could not be started")
+        lease = execution.lease
+        assert lease is not None
+
+        async def hand_over() -> None:
+            spec = PodSpec(
+                execution_id=execution.id,
+                lang=execution.spec.lang,
+                lang_version=execution.spec.lang_version,
+                source=await self._library.load(execution.source),
+                limits=execution.spec.limits,
+            )
+            await self._pods.start(spec, execution.attempt, lease.expires_at)
+
+        try:
+            await persistently(hand_over, "pod.start", START_TRIES)
+            return True
+        except InfrastructureError as error:
+            log.error("pod.start_failed", error=str(error))
+        outcome = Outcome(
+            kind=OutcomeKind.SANDBOX_ERROR, reason="start_failed", message="the sandbox could not be started"
+        )
         await self._flow.perform(lambda documents: self._give_up(key, outcome, documents))
         return False
 
@@ -179,7 +179,7 @@ class Worker:
         first = True
         try:
             async for records in self._pods.records(key):
-                await self._append(key, records)
+                await persistently(lambda batch=records: self._tape.append(key, batch), "tape.append", APPEND_TRIES)
                 self._announcer.output(key, records)
                 if not first and not ended.is_set():
                     with suppress(TimeoutError):
@@ -189,17 +189,3 @@ class Worker:
             # The tape cannot be written: end the program rather than lose what it prints.
             log.error("tape.lost", error=str(error))
             await self._pods.kill(key)
-        finally:
-            self._live.pop(key, None)
-            await self._tape.close_tape(key)
-
-    async def _append(self, key: PodKey, records: Sequence[Record]) -> None:
-        delay_s = RETRY_FIRST_S
-        for _ in range(APPEND_TRIES - 1):
-            try:
-                return await self._tape.append(key, records)
-            except Transient as error:
-                log.warning("tape.append_retried", error=str(error))
-                await asyncio.sleep(error.retry_after_s or delay_s)
-                delay_s *= 2
-        return await self._tape.append(key, records)

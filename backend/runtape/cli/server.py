@@ -27,9 +27,7 @@ PROBE_S = 3.0
 LOOK_AGAIN_S = 0.01
 START_AGAIN_S = 0.2
 LOG_LINES = 15
-_left_running: "list[subprocess.Popen[bytes]]" = []
-"""Servers that were started here and outlive us; an unreferenced Popen of a running process is warned about."""
-
+LOG_BYTES = 1 << 20
 # -P: a module in the current folder must not stand in for one of ours.
 EPHEMERAL = (sys.executable, "-P", "-m", "runtape.cli", "up", "--ephemeral")
 
@@ -98,6 +96,8 @@ class Locator:
         log = data / "server.log"
         try:
             data.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if log.exists() and log.stat().st_size > LOG_BYTES:
+                log.replace(log.with_suffix(".log.old"))
             start = log.stat().st_size if log.exists() else 0
             process = _spawn(self.command, data, log)
         except OSError as error:
@@ -108,7 +108,8 @@ class Locator:
         again_at = 0.0
         while time.monotonic() < deadline:
             if api := self._running(data, "/health/ready"):
-                _left_running.append(process)
+                # It outlives us.  Popen knows no letting go, and warns of a process that it believes to be running.
+                process.returncode = 0
                 return api
             code = process.poll()
             if code:

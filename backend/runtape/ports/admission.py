@@ -66,3 +66,7 @@ class AdmissionQueue(Protocol):
     async def place(self, execution_id: ExecutionId) -> Place | None:
         """Return where `execution_id` stands in the queue; None when it does not wait."""
         ...
+
+    def front(self, count: int) -> Sequence[ExecutionId]:
+        """Return up to `count` of those who wait, about in the order in which they will be admitted."""
+        ...

@@ -72,7 +72,7 @@ class Service:
         event_log = await get(EventLog)
         # The monitor watches before anything is started by the recovery.
         for task in parts[Role.POD_MONITOR].tasks:
-            tasks.spawn(task(), Role.POD_MONITOR)
+            tasks.keep(task, Role.POD_MONITOR)
         await sweeper.recover((await get(ProcessIdentity)).owner)
         for role, part in parts.items():
             if part.topics:
@@ -84,10 +84,10 @@ class Service:
                     flow=flow,
                     tasks=tasks,
                 )
-                tasks.spawn(consumer.run(), f"{part.group}.consume")
+                tasks.keep(consumer.run, f"{part.group}.consume")
             if role is not Role.POD_MONITOR:
                 for task in part.tasks:
-                    tasks.spawn(task(), role)
+                    tasks.keep(task, role)
 
     async def idle(self) -> bool:
         """Whether nothing is left to do: no unfinished execution."""

@@ -2,6 +2,7 @@
 
 from collections import Counter, deque
 from collections.abc import Sequence
+from itertools import islice
 
 from runtape.domain.events import Priority
 from runtape.domain.ids import ExecutionId, ProjectId
@@ -97,6 +98,12 @@ class InMemoryAdmissionQueue:
             break
         wait_s = (ahead + 1) * self._mean_run_s / self._capacity.running
         return Place(position=ahead + 1, estimated_wait_s=round(wait_s, 3))
+
+    def front(self, count: int) -> Sequence[ExecutionId]:
+        in_line = (
+            entry.execution_id for priority in _ORDER for line in self._lines[priority].values() for entry in line
+        )
+        return list(islice(in_line, count))
 
     def _fits(self, entry: Entry) -> bool:
         return (

@@ -28,7 +28,7 @@ class GcraRateLimiter:
         self._full_at_ns: OrderedDict[str, int] = OrderedDict()
 
     async def take(self, key: str, allowance: Allowance) -> Decision:
-        now = int(self._clock.monotonic_s() * 1e9)
+        now = round(self._clock.monotonic_s() * 1e9)
         limit = allowance.limit
         interval = max(int(allowance.period_s * 1e9) // limit, 1)
         full_at = max(self._full_at_ns.get(key, now), now)

@@ -71,8 +71,10 @@ class BoxPool:
         Raises: SandboxUnavailable; Transient, when an earlier service of this data folder still lives.
         """
         await self._start_keeper()
-        box = await self.take(self._shape, lambda _: None)
-        self.give_back(box)
+        try:
+            await self.ready()
+        except Transient as error:
+            raise SandboxUnavailable(str(error)) from error
 
     async def _start_keeper(self) -> None:
         lock_fd = await lock(self._lock_path, _LOCK_TIMEOUT_S)
@@ -81,9 +83,12 @@ class BoxPool:
         self._keeper.send("open", *self._opening)
         try:
             self.mode = await asyncio.wait_for(self._opened, _OPEN_TIMEOUT_S)
-        except BaseException:
-            await self._keeper.close()
-            self._keeper = None
+        except BaseException as error:
+            keeper, self._keeper = self._keeper, None
+            if keeper is not None:
+                await keeper.close()
+            if isinstance(error, TimeoutError):
+                raise Transient("the sandbox's keeper does not answer") from error
             raise
         self._failures = 0
         self._refused = None
@@ -272,8 +277,8 @@ class BoxPool:
             await asyncio.sleep(delay_s)
             try:
                 await self._start_keeper()
-            except (InfrastructureError, TimeoutError) as failure:
-                error = failure if isinstance(failure, InfrastructureError) else Transient("the keeper does not answer")
+            except InfrastructureError as failure:
+                error = failure
                 log.warning("sandbox.keeper_restart_failed", reason=str(error))
             else:
                 log.info("sandbox.keeper_restarted")

@@ -76,7 +76,13 @@ class Keys(BaseModel):
             }
         },
         **documented(
-            "malformed_json", "unauthenticated", "scope_missing", "csrf_failed", "validation_failed", "rate_limited"
+            "malformed_json",
+            "unauthenticated",
+            "scope_missing",
+            "csrf_failed",
+            "body_too_large",
+            "validation_failed",
+            "rate_limited",
         ),
     },
 )
@@ -109,7 +115,9 @@ async def list_keys(principal: PrincipalDep, identity: FromDishka[Identity]) -> 
     summary="Revoke an API key",
     responses={
         204: {"description": "The key is revoked"},
-        **documented("unauthenticated", "scope_missing", "csrf_failed", "not_found", "rate_limited"),
+        **documented(
+            "unauthenticated", "scope_missing", "csrf_failed", "not_found", "validation_failed", "rate_limited"
+        ),
     },
 )
 async def revoke(

@@ -16,7 +16,9 @@ class LocalSandboxProvider(Provider):
 
     @provide
     async def pods(self, settings: Settings) -> AsyncIterator[PodRuntime]:
-        sandbox = LocalSandbox(data_dir=settings.data, armed=settings.sandbox.armed)
+        sandbox = LocalSandbox(
+            settings.data, armed_boxes=settings.sandbox.armed, default_limits=settings.limits.limits()
+        )
         await sandbox.open()
         yield sandbox
         await sandbox.close()

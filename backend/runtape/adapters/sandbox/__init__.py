@@ -1,0 +1,9 @@
+"""The local sandbox: `PodRuntime` by Linux namespaces, seccomp and cgroups, without a server, a daemon or root.
+
+Begin with `local.py` (who talks to whom, and who dies when); then `keeper/`, which builds the walls and knows nothing
+of the service, and `pod.py`, which follows one run.
+"""
+
+from .local import LocalSandbox
+
+__all__ = ["LocalSandbox"]

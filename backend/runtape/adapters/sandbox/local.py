@@ -1,0 +1,214 @@
+"""`PodRuntime` over this machine's own kernel: `LocalSandbox`.
+
+Theory of operation.  Three kinds of process take part.
+
+    service (event loop)          keeper (one)                    box (one per run)
+    ─────────────────────         ───────────────────────         ──────────────────────────
+    LocalSandbox, BoxPool ─order─ clones boxes ahead of time ──── pid 1 (keeper/init.py)
+    Pod: reads stdout, stderr,    cgroups, CPU and memory           └ program, pid 2, and its tree
+         hears the end            watch, reaps the dead
+
+* The **service** never forks a program.  It takes an armed box from the pool, sends it the order over the box's own
+  socket, reads the program's pipes, and hears the end over that socket: two hops for a run, none through the keeper.
+* The **keeper** (`keeper/service.py`) knows no program and no secret.  It makes boxes, enforces what must be looked at
+  from outside, and reaps.
+* A **box** (`keeper/box.py`) is confined before any order exists: fresh user, pid, mount, network, ipc, uts and cgroup
+  namespaces, no capability, seccomp allow-list, read-only root.  It is used once.
+
+Who may see what.  The program holds descriptors 0, 1, 2 and sees its work directory and read-only system folders.
+Neither the service's environment nor its memory was ever in a process that a box descends from, since the keeper was
+exec'd.  Nothing here opens a path that a program made.
+
+Who dies.  Program: pid 1 kills what it left, and tells.  Pid 1: the kernel kills the tree, the keeper tells.  Keeper:
+boxes die with it; `BoxPool` waits for that, tells the runs (`SANDBOX_ERROR`, "keeper_lost") and starts another.
+Service: keeper and boxes read end of file or get their death signal; the next service waits for the lock that they
+hold.  Nothing is left but empty cgroups if the keeper itself was killed; the next one sweeps them.
+"""
+
+import asyncio
+import hashlib
+import os
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, Self
+
+from runtape.domain.limits import Limits
+from runtape.domain.outcome import Outcome, OutcomeKind
+from runtape.domain.tape import Record
+from runtape.ports.errors import SandboxUnavailable
+from runtape.ports.pod_runtime import PodEnded, PodKey, PodSpec, Runtime
+
+from .keeper import wire
+from .pod import CANCELLED, Pod, make_order
+from .pool import BoxPool, Shape
+from .runtimes import InstalledRuntime, detect, starters
+
+_DEAD_BOXES_TO_TRY: Final = 3
+
+
+class LocalSandbox:
+    """Runs programs in boxes on this machine; see `PodRuntime` for the contract.
+
+    Use as an async context manager, or call `open` before anything else and `close` after everything.
+    """
+
+    def __init__(self, data_dir: Path, *, armed_boxes: int | None = None, default_limits: Limits | None = None) -> None:
+        """Prepare, without touching anything yet.
+
+        `data_dir` holds the lock file and names this installation.  `armed_boxes` is the number kept in stock, by
+        default two per processor.  Boxes are armed for `default_limits`: a run with other `disk_mb` or `inodes`
+        waits some milliseconds for one made to order.
+        """
+        self._data_dir = data_dir
+        self._armed_boxes = armed_boxes if armed_boxes is not None else 2 * (os.cpu_count() or 1)
+        self._default_limits = default_limits or Limits()
+        self._installed: dict[tuple[str, str], InstalledRuntime] = {}
+        self._pool: BoxPool | None = None
+        self._pods: dict[PodKey, Pod] = {}
+        self._watchers: set[asyncio.Queue[PodEnded | None]] = set()
+        self._closed = False
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def open(self) -> None:
+        """Find the runtimes, start the keeper, and return when the first box is armed.
+
+        Waits up to ten seconds for the programs of an earlier service on this data folder to be dead.
+        Must be called in the thread of the event loop that serves for good.
+        Raises: SandboxUnavailable, with what is missing and the fix; Transient, when the earlier programs still live.
+        """
+        found, _ = await asyncio.to_thread(detect)
+        self._installed = {(each.runtime.lang, each.runtime.version): each for each in found}
+        prefixes = {each.shown_prefix for each in found if each.shown_prefix is not None}
+        real_path = os.path.realpath(self._data_dir)
+        opening = wire.Opening(
+            instance=hashlib.sha256(os.fsencode(real_path)).hexdigest()[:12],
+            prefixes=tuple(sorted(prefixes)),
+            starters=starters(),
+            memory_bytes=self._default_limits.memory_mb << 20,
+            processes=self._default_limits.processes,
+        )
+        pool = BoxPool(Path(real_path), opening, _shape(self._default_limits), self._armed_boxes)
+        try:
+            await pool.open()
+        except BaseException:
+            await pool.close()
+            raise
+        self._pool = pool
+
+    async def runtimes(self) -> Sequence[Runtime]:
+        return [each.runtime for each in self._installed.values()]
+
+    async def start(self, spec: PodSpec, attempt: int, lease_expires_at: datetime) -> None:
+        key = PodKey(spec.execution_id, attempt)
+        if key in self._pods:
+            return
+        pool = self._opened_pool()
+        pod = self._pods[key] = Pod(key, spec.limits, _loop_time(lease_expires_at), self._tell)
+        runtime = self._installed.get((spec.lang, spec.lang_version))
+        if runtime is None:
+            message = f"no {spec.lang} {spec.lang_version} is installed here"
+            pod.fail(Outcome(kind=OutcomeKind.SANDBOX_ERROR, reason="runtime_missing", message=message))
+            return
+        order = make_order(runtime, spec.source, spec.limits, bounded_by_cgroup=pool.mode.cgroups != "none")
+        try:
+            for tries_left in reversed(range(_DEAD_BOXES_TO_TRY)):
+                box = await pool.take(_shape(spec.limits), pod.on_reaped)
+                if pod.ended is not None:  # killed while it waited
+                    pool.give_back(box)
+                    return
+                try:
+                    pod.begin(box, pool, order)
+                    return
+                except OSError:
+                    pool.release(box)
+                    if tries_left == 0:
+                        raise
+        except BaseException:
+            if pod.ended is None:
+                del self._pods[key]
+            raise
+
+    async def records(self, key: PodKey, after_seq: int = 0) -> AsyncIterator[tuple[Record, ...]]:
+        pod = self._pods.get(key)
+        if pod is None:
+            return
+        output = pod.output
+        while not output.exhausted(after_seq):
+            batch = output.take(after_seq)
+            if batch:
+                after_seq = batch[-1].seq
+                pod.resume_reading()
+                yield batch
+            else:
+                await output.wait()
+
+    async def extend(self, key: PodKey, lease_expires_at: datetime) -> None:
+        if key in self._pods:
+            self._pods[key].extend(_loop_time(lease_expires_at))
+
+    async def kill(self, key: PodKey) -> None:
+        if key in self._pods:
+            self._pods[key].stop(CANCELLED)
+
+    async def remove(self, key: PodKey) -> None:
+        pod = self._pods.get(key)
+        if pod is None:
+            return
+        pod.stop(CANCELLED)
+        await asyncio.shield(pod.gone)
+        self._pods.pop(key, None)
+
+    async def list(self) -> Sequence[PodKey]:
+        return [*self._pods]
+
+    async def watch(self) -> AsyncIterator[PodEnded]:
+        queue: asyncio.Queue[PodEnded | None] = asyncio.Queue()
+        for pod in self._pods.values():
+            if pod.ended is not None:
+                queue.put_nowait(pod.ended)
+        self._watchers.add(queue)
+        try:
+            while (ended := await queue.get()) is not None:
+                yield ended
+        finally:
+            self._watchers.discard(queue)
+
+    async def ready(self) -> None:
+        await self._opened_pool().ready()
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        for pod in self._pods.values():
+            pod.stop(CANCELLED)
+        await asyncio.gather(*(asyncio.shield(pod.gone) for pod in self._pods.values()))
+        if self._pool is not None:
+            await self._pool.close()
+        for queue in self._watchers:
+            queue.put_nowait(None)
+
+    def _opened_pool(self) -> BoxPool:
+        if self._pool is None:
+            raise SandboxUnavailable("the sandbox is not open; call LocalSandbox.open() first")
+        return self._pool
+
+    def _tell(self, ended: PodEnded) -> None:
+        for queue in self._watchers:
+            queue.put_nowait(ended)
+
+
+def _shape(limits: Limits) -> Shape:
+    return limits.disk_mb << 20, limits.inodes
+
+
+def _loop_time(moment: datetime) -> float:
+    """Return `moment` on the event loop's clock, as seen now: later changes of the wall clock do not move it."""
+    return asyncio.get_running_loop().time() + (moment - datetime.now(UTC)).total_seconds()

@@ -1,0 +1,297 @@
+"""One run: an armed box with its order, its output, its deadlines and its end.
+
+Theory of operation.  Everything happens in callbacks of the event loop; a run costs no task, no thread, no poll.
+Three descriptors are listened to: stdout, stderr, and the order channel, on which the box's pid 1 tells the end once
+every process of the program is dead.  So at that moment all output lies in the two pipes: they are emptied, and the
+run is over, while the kernel still takes the box apart.  A box that we, the keeper or the kernel kill tells nothing;
+the keeper then tells its end, with what it used, after it has reaped it.  Pid 1 holds the write ends of the pipes
+until its own death: no end of file wakes us in between.
+
+One timer serves all deadlines of the run, the nearest of: the end of its lease, its wall time, and the first moment
+at which all processors together could have spent its CPU time, when the keeper is asked to watch that.
+
+Who wins.  The program's own end wins when it was told before we looked, for then it came first; the output limit
+wins over it, since what was printed after is lost.  Otherwise the first reason for which we killed the box.
+"""
+
+import asyncio
+import math
+import os
+import resource
+import signal
+import time
+from collections.abc import Callable
+from typing import Final
+
+from runtape.domain.limits import Limits
+from runtape.domain.outcome import Outcome, OutcomeKind, Usage
+from runtape.domain.source import Source
+from runtape.domain.tape import RECORD_BYTES, Stream
+from runtape.ports.pod_runtime import PodEnded, PodKey
+
+from .armed_box import ArmedBox
+from .keeper import wire
+from .output import Output
+from .pool import BoxPool
+from .runtimes import InstalledRuntime
+
+_CPUS: Final = os.cpu_count() or 1
+_TIMER_GRAIN_S: Final = 0.001
+_NEVER_S: Final = math.inf
+
+LEASE_EXPIRED: Final = Outcome(
+    kind=OutcomeKind.SANDBOX_ERROR, reason="lease_expired", message="the lease was not extended in time"
+)
+CANCELLED: Final = Outcome(kind=OutcomeKind.CANCELLED)
+_KILLED_BY_KEEPER: Final = {
+    "oom": Outcome(kind=OutcomeKind.MEMORY_LIMIT, reason="oom"),
+    "memory": Outcome(kind=OutcomeKind.MEMORY_LIMIT, reason="oom"),
+    "cpu": Outcome(kind=OutcomeKind.TIME_LIMIT),
+    "keeper_lost": Outcome(
+        kind=OutcomeKind.SANDBOX_ERROR, reason="keeper_lost", message="the process that keeps the sandboxes died"
+    ),
+}
+_INIT_KILLED: Final = Outcome(
+    kind=OutcomeKind.SANDBOX_ERROR, reason="init_killed", message="the sandbox's first process was killed from outside"
+)
+
+
+class Pod:
+    """A run from its acceptance to its removal."""
+
+    def __init__(self, key: PodKey, limits: Limits, lease_due_s: float, on_ended: Callable[[PodEnded], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._key = key
+        self._limits = limits
+        self._on_ended = on_ended
+        self._pool: BoxPool | None = None
+        self._box: ArmedBox | None = None
+        self._stopped_for: Outcome | None = None
+        self._reading = False
+        self._started_ns = 0
+        self._lease_due_s = lease_due_s
+        self._wall_due_s = _NEVER_S
+        self._cpu_due_s = _NEVER_S
+        self._timer: asyncio.TimerHandle | None = None
+        self.output = Output(limits.output_bytes)
+        self.ended: PodEnded | None = None
+        self.gone: asyncio.Future[None] = self._loop.create_future()
+        """Done once nothing of the run is left but its records and its end."""
+
+    # Starting
+
+    def begin(self, box: ArmedBox, pool: BoxPool, order: wire.Order) -> None:
+        """Hand `order` over and listen.  Raises: OSError, when the box is dead and nothing was started."""
+        self._started_ns = time.monotonic_ns()
+        box.hand_over(order)
+        self._box, self._pool = box, pool
+        self._loop.add_reader(box.channel.fileno(), self._on_told)
+        self._read_on()
+        if pool.mode.cgroups == "none":
+            pool.bound_memory(box, self._limits.memory_mb << 20)
+        now_s = self._loop.time()
+        self._wall_due_s = now_s + self._limits.wall_s
+        self._cpu_due_s = now_s + self._limits.cpu_s / _CPUS
+        self._set_timer()
+
+    def fail(self, outcome: Outcome) -> None:
+        """End a run that has no box."""
+        if self.ended is None and self._box is None:
+            self._end(outcome, Usage())
+
+    # Output
+
+    def _read_on(self) -> None:
+        if self._box is not None and not self._reading:
+            self._reading = True
+            self._loop.add_reader(self._box.stdout_fd, self._on_readable, self._box.stdout_fd, Stream.STDOUT)
+            self._loop.add_reader(self._box.stderr_fd, self._on_readable, self._box.stderr_fd, Stream.STDERR)
+
+    def _pause(self) -> None:
+        if self._box is not None and self._reading:
+            self._reading = False
+            self._loop.remove_reader(self._box.stdout_fd)
+            self._loop.remove_reader(self._box.stderr_fd)
+
+    def _on_readable(self, fd: int, stream: Stream) -> None:
+        try:
+            piece = os.read(fd, RECORD_BYTES)
+        except BlockingIOError:
+            return
+        if not piece:  # pid 1 was killed; the keeper will tell
+            self._loop.remove_reader(fd)
+        elif not self.output.append(stream, time.monotonic_ns() - self._started_ns, piece):
+            self._pause()
+            self.stop(Outcome(kind=OutcomeKind.OUTPUT_LIMIT))
+        elif self.output.above_high_water:
+            self._pause()
+
+    def resume_reading(self) -> None:
+        """Go on after a reader has taken what waited."""
+        if not self.output.truncated:
+            self._read_on()
+
+    def _drain(self, box: ArmedBox) -> None:
+        """Take what lies in the pipes; all writers are dead, so this ends."""
+        t_ns = time.monotonic_ns() - self._started_ns
+        for fd, stream in ((box.stdout_fd, Stream.STDOUT), (box.stderr_fd, Stream.STDERR)):
+            try:
+                while (piece := os.read(fd, RECORD_BYTES)) and self.output.append(stream, t_ns, piece):
+                    pass
+            except BlockingIOError:
+                pass
+
+    # Deadlines
+
+    def extend(self, lease_due_s: float) -> None:
+        """Move the end of the lease.  A timer that is set for the old one finds nothing due and is set anew."""
+        sooner = lease_due_s < self._lease_due_s
+        self._lease_due_s = lease_due_s
+        if sooner and self._timer is not None:
+            self._timer.cancel()
+            self._set_timer()
+
+    def _set_timer(self) -> None:
+        due_s = min(self._lease_due_s, self._wall_due_s, self._cpu_due_s)
+        self._timer = self._loop.call_at(due_s, self._on_due)
+
+    def _on_due(self) -> None:
+        now_s = self._loop.time() + _TIMER_GRAIN_S
+        if now_s >= self._lease_due_s:
+            self.stop(LEASE_EXPIRED)
+        elif now_s >= self._wall_due_s:
+            self.stop(Outcome(kind=OutcomeKind.WALL_LIMIT))
+        else:
+            if now_s >= self._cpu_due_s and self._box is not None and self._pool is not None:
+                self._cpu_due_s = _NEVER_S
+                self._pool.bound_cpu(self._box, int(self._limits.cpu_s * 1e9))
+            self._set_timer()
+
+    # The end
+
+    def stop(self, reason: Outcome) -> None:
+        """Kill the program for `reason`, unless it is being killed already or has ended."""
+        if self.ended is not None or self._stopped_for is not None:
+            return
+        if self._box is None:
+            self.fail(reason)
+        else:
+            self._stopped_for = reason
+            self._box.kill()
+
+    def _on_told(self) -> None:
+        """Take the end that the box tells."""
+        box = self._box
+        if box is None:
+            return
+        told = box.hear()
+        if told is None:
+            self._loop.remove_reader(box.channel.fileno())  # killed: the keeper tells the end
+        else:
+            self._conclude(box, told)
+
+    def on_reaped(self, reaped: wire.Reaped) -> None:
+        """Take the end of a box that was killed; what it may have told before still counts."""
+        box = self._box
+        if box is None or self.ended is not None:
+            return
+        told = box.hear()
+        if told is not None:
+            self._conclude(box, told)
+            return
+        self._drain(box)
+        outcome = self._stopped_for or _KILLED_BY_KEEPER.get(reaped.reason, _INIT_KILLED)
+        cpu_ns = reaped.cpu_user_ns + reaped.cpu_system_ns
+        if outcome.kind is OutcomeKind.WALL_LIMIT and cpu_ns >= self._limits.cpu_s * 1e9:
+            outcome = _KILLED_BY_KEEPER["cpu"]
+        self._close(box, outcome, reaped.cpu_user_ns, reaped.cpu_system_ns, reaped.peak_memory_bytes)
+
+    def _conclude(self, box: ArmedBox, told: tuple[object, ...]) -> None:
+        self._drain(box)
+        if told[0] != "ended":
+            message = f"the program could not be started: {told[1]}"
+            outcome = Outcome(kind=OutcomeKind.SANDBOX_ERROR, reason="start_failed", message=message)
+            self._close(box, outcome, 0, 0, 0)
+            return
+        ended = wire.Ended(*told[1:])  # pyright: ignore[reportArgumentType]  # as `wire` says
+        outcome = self._outcome_of(ended)
+        self._close(box, outcome, ended.cpu_user_ns, ended.cpu_system_ns, ended.peak_memory_bytes)
+
+    def _outcome_of(self, ended: wire.Ended) -> Outcome:
+        if self.output.truncated:
+            return Outcome(kind=OutcomeKind.OUTPUT_LIMIT)
+        if ended.oom_kills:
+            return _KILLED_BY_KEEPER["oom"]
+        status = ended.wait_status
+        if not os.WIFSIGNALED(status):
+            return Outcome(kind=OutcomeKind.EXITED, exit_code=os.WEXITSTATUS(status))
+        number = os.WTERMSIG(status)
+        cpu_ns = ended.cpu_user_ns + ended.cpu_system_ns
+        if number == signal.SIGXCPU or (number == signal.SIGKILL and cpu_ns >= self._limits.cpu_s * 1e9):
+            return _KILLED_BY_KEEPER["cpu"]
+        return Outcome(kind=OutcomeKind.SIGNALLED, signal=number)
+
+    def _close(self, box: ArmedBox, outcome: Outcome, user_ns: int, system_ns: int, peak_bytes: int) -> None:
+        self._pause()
+        self._loop.remove_reader(box.channel.fileno())
+        self._box = None
+        if self._pool is not None:
+            self._pool.release(box)
+        usage = Usage(
+            wall_ns=time.monotonic_ns() - self._started_ns,
+            cpu_user_ns=user_ns,
+            cpu_system_ns=system_ns,
+            peak_memory_bytes=peak_bytes,
+            output_bytes=self.output.total_bytes,
+        )
+        self._end(OUTPUT_CUT if self.output.truncated else outcome, usage)
+
+    def _end(self, outcome: Outcome, usage: Usage) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self.output.close()
+        self.ended = PodEnded(key=self._key, outcome=outcome, usage=usage, last_seq=self.output.last_seq)
+        self.gone.set_result(None)
+        self._on_ended(self.ended)
+
+
+OUTPUT_CUT: Final = Outcome(kind=OutcomeKind.OUTPUT_LIMIT)
+
+
+def make_order(runtime: InstalledRuntime, source: Source, limits: Limits, *, bounded_by_cgroup: bool) -> wire.Order:
+    """Return what a box needs to run `source`.
+
+    The script comes last, over an uploaded file of its name.  Lone surrogates in its text, which JSON can carry,
+    pass through: the interpreter will complain to its author.
+    """
+    memory_bytes, disk_bytes = limits.memory_mb << 20, limits.disk_mb << 20
+    script = source.script.encode("utf-8", "surrogatepass")
+    cpu_s = math.ceil(limits.cpu_s)
+    rlimits = [
+        (resource.RLIMIT_FSIZE, disk_bytes, disk_bytes),
+        (resource.RLIMIT_NOFILE, limits.open_files, limits.open_files),
+        # Of one process; the keeper bounds the tree.  These are for the case that it cannot.
+        (resource.RLIMIT_CPU, cpu_s + 1, cpu_s + 2),
+    ]
+    if not bounded_by_cgroup and runtime.reserve_mb:
+        space_bytes = memory_bytes + (runtime.reserve_mb << 20)
+        rlimits.append((resource.RLIMIT_AS, space_bytes, space_bytes))
+    path = "/usr/local/bin:/usr/bin:/bin"
+    if runtime.shown_prefix is not None:
+        path = f"{runtime.shown_prefix}/bin:{path}"
+    env = {b"PATH": path.encode(), b"HOME": b"/box", b"LANG": b"C.UTF-8"}
+    env.update((_encoded(name), _encoded(value)) for name, value in source.env)
+    argv = [part.replace("{memory_mb}", str(limits.memory_mb)).encode() for part in runtime.argv]
+    return wire.Order(
+        files=(*((file.path, file.content) for file in source.files), (runtime.runtime.file_name, script)),
+        argv=(*argv, *(_encoded(argument) for argument in source.args)),
+        env=env,
+        rlimits=tuple(rlimits),
+        memory_bytes=memory_bytes,
+        processes=limits.processes,
+        stdin=source.stdin,
+    )
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
