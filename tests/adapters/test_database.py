@@ -23,7 +23,7 @@ Work = Callable[[sqlite3.Connection], None]
 
 @pytest.fixture(autouse=True)
 def small_wal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Growing the log in advance is for speed; it costs each test 0.3 s."""
+    """Growing the log in advance is for speed; the tests do without."""
     monkeypatch.setattr(database_module, "WAL_BYTES", 1 << 16)
 
 
@@ -359,3 +359,60 @@ def notes_in(path: Path) -> list[int]:
     with contextlib.closing(sqlite3.connect(path)) as connection:
         assert connection.execute("pragma integrity_check").fetchone() == ("ok",)
         return all_notes(connection)
+
+
+class TestWriterSurvives:
+    @pytest.mark.parametrize("error", [StopIteration("empty"), SystemExit(3), KeyboardInterrupt()])
+    async def test_unit_that_raises_what_a_future_cannot_carry_fails_alone(
+        self, database: Database, error: BaseException
+    ) -> None:
+        def work(connection: sqlite3.Connection) -> None:
+            raise error
+
+        holding = await hold(database)
+        failing, beside = database.write(work), database.write(insert(1))
+        holding.release()
+        with pytest.raises(RuntimeError, match="unit of work raised"):
+            await failing
+        await asyncio.wait_for(beside, 10)
+        assert await database.read(all_notes) == [1]
+
+    async def test_connection_that_was_closed_under_the_writer_is_replaced(self, database: Database) -> None:
+        with pytest.raises(Transient):
+            await database.write(lambda connection: connection.close())
+        await asyncio.wait_for(database.write(insert(2)), 10)
+        assert await database.read(all_notes) == [2]
+
+
+async def test_read_of_several_statements_sees_one_snapshot(database: Database) -> None:
+    between, written = threading.Event(), threading.Event()
+
+    def work(connection: sqlite3.Connection) -> list[list[int]]:
+        first = all_notes(connection)
+        between.set()
+        assert written.wait(20)
+        return [first, all_notes(connection)]
+
+    reading = database.read(work)
+    assert await asyncio.to_thread(between.wait, 20)
+    await database.write(insert(1))
+    written.set()
+    assert await reading == [[], []]
+
+
+async def test_large_log_is_not_checkpointed_after_every_group(tmp_path: Path) -> None:
+    checkpoints = 0
+
+    class Counting(Database):
+        def _checkpoint(self, connection: sqlite3.Connection) -> None:
+            nonlocal checkpoints
+            checkpoints += 1
+            super()._checkpoint(connection)
+
+    database = Counting(tmp_path / "test.db", SCHEMA, wal_bytes=1 << 16)
+    await database.open()
+    await database.write(insert(0, "x" * (40 << 20)))
+    for number in range(1, 60):
+        await database.write(insert(number))
+    await database.close()
+    assert 1 <= checkpoints <= 2

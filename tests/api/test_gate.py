@@ -280,7 +280,7 @@ class TestAllowances:
         for _ in range(8):
             answer = await limited.client.get("/api/v1/health/live", headers=bearer("rt_0_wrong"))
             assert answer.status_code == 200
-        assert "x-ratelimit-limit" not in answer.headers
+            assert "x-ratelimit-limit" not in answer.headers
 
 
 class TestSize:

@@ -39,3 +39,31 @@ def start(*arguments: str | Path, env: Mapping[str, str] | None = None) -> "subp
         stderr=subprocess.PIPE,
         env=environment(**(env or {})),
     )
+
+
+# Runs a command and ends only when every process that came of it has ended, also those that left its session: as
+# their subreaper (prctl(2), PR_SET_CHILD_SUBREAPER) it inherits them.  Passes signals on to the command.
+_TO_THE_LAST = """
+import ctypes, os, signal, subprocess, sys
+assert ctypes.CDLL(None).prctl(36, 1, 0, 0, 0) == 0
+child = subprocess.Popen(sys.argv[1:])
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda number, frame: child.send_signal(number))
+code = child.wait()
+try:
+    while True:
+        os.waitpid(-1, 0)
+except ChildProcessError:
+    sys.exit(code)
+"""
+
+
+def start_to_the_last(*arguments: str | Path) -> "subprocess.Popen[bytes]":
+    """Start a command that ends, with its own exit code, when no process that came of it is left."""
+    return subprocess.Popen(
+        [sys.executable, "-c", _TO_THE_LAST, *COMMAND, *map(str, arguments)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(),
+    )

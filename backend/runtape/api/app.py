@@ -12,7 +12,7 @@ from runtape.api import openapi, problems
 from runtape.api.gate import Gate
 from runtape.api.raw import RawRoutes
 from runtape.api.routers import api_keys, auth, catalog, executions, health
-from runtape.api.sse import EventStreams
+from runtape.api.sse import SEND_TIMEOUT_S, EventStreams
 from runtape.application.identity import Identity
 from runtape.application.queries import Queries
 from runtape.application.streaming import Streams
@@ -44,12 +44,17 @@ def make_fastapi(container: AsyncContainer | None) -> FastAPI:
     return app
 
 
-async def make_app(container: AsyncContainer, allowances: Mapping[str, Allowance], max_body_bytes: int) -> ASGIApp:
+async def make_app(
+    container: AsyncContainer,
+    allowances: Mapping[str, Allowance],
+    max_body_bytes: int,
+    send_timeout_s: float = SEND_TIMEOUT_S,
+) -> ASGIApp:
     """Return the whole application over the services in `container`."""
     raw = RawRoutes(
         make_fastapi(container),
         submissions=await container.get(Submissions),
         queries=await container.get(Queries),
-        streams=EventStreams(await container.get(Streams)),
+        streams=EventStreams(await container.get(Streams), send_timeout_s),
     )
     return Gate(raw, await container.get(Identity), await container.get(RateLimiter), allowances, max_body_bytes)

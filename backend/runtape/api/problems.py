@@ -82,6 +82,15 @@ class MalformedJson(HttpRefusal):
     code = "malformed_json"
 
 
+class MethodNotAllowed(HttpRefusal):
+    """The path is served, but not by this method; the answer's ``Allow`` names those that are."""
+
+    code = "method_not_allowed"
+
+    def __init__(self, method: str, path: str, allowed: str) -> None:
+        super().__init__(f"{method[:20]} cannot be had at {path[:200]}; use {allowed}")
+
+
 class BodyTooLarge(HttpRefusal):
     """The body is longer than this service reads."""
 
@@ -276,7 +285,7 @@ async def _on_http(request: Request, error: HTTPException) -> Response:
         # The router names the methods of the first route with this path; there may be others beside it.
         allowed = _allowed_methods(request) or headers.get("Allow", "")
         headers = {"allow": allowed}
-        detail = f"{request.method[:20]} cannot be had at {path}; use {allowed}"
+        detail = MethodNotAllowed(request.method, path, allowed).detail
     elif status == HTTPStatus.NOT_FOUND and detail == HTTPStatus.NOT_FOUND.phrase:
         detail = f"there is nothing at {path}"
     return _response(problem(code, detail, status=status, request_id=request_id), headers)

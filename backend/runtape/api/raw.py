@@ -12,7 +12,7 @@ import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from runtape.api.access import REQUEST_ID_KEY, principal_of, require
-from runtape.api.problems import InternalError, Unavailable, log_unhandled, send_problem
+from runtape.api.problems import InternalError, MethodNotAllowed, Unavailable, log_unhandled, send_problem
 from runtape.api.requests import decode_execute
 from runtape.api.sse import MEDIA_TYPE, EventStreams
 from runtape.application.queries import Queries
@@ -49,16 +49,18 @@ class RawRoutes:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             path: str = scope["path"]
-            method: str = scope["method"]
-            if path == EXECUTE and method == "POST":
-                return await self._guarded(self._execute, scope, receive, send)
-            if method == "GET" and path.startswith(EVENTS):
+            if path == EXECUTE:
+                return await self._guarded(self._execute, "POST", scope, receive, send)
+            if path.startswith(EVENTS):
                 execution_id = path.removeprefix(EXECUTION_EVENTS).removeprefix(EVENTS)
                 if execution_id and "/" not in execution_id:
-                    return await self._guarded(self._events, scope, receive, send)
+                    return await self._guarded(self._events, "GET", scope, receive, send)
         await self._app(scope, receive, send)
 
-    async def _guarded(self, route: _Route, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _guarded(self, route: _Route, method: str, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] != method:
+            refusal = MethodNotAllowed(scope["method"], scope["path"], method)
+            return await send_problem(send, refusal, [(b"allow", method.encode())], scope.get(REQUEST_ID_KEY, ""))
         started = False
 
         async def watched(message: Message) -> None:

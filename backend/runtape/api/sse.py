@@ -60,8 +60,9 @@ def writes(batch: Batch) -> Iterable[bytes]:
 class EventStreams:
     """Serves the streams of executions to ASGI connections."""
 
-    def __init__(self, streams: Streams) -> None:
+    def __init__(self, streams: Streams, send_timeout_s: float = SEND_TIMEOUT_S) -> None:
         self._streams = streams
+        self._send_timeout_s = send_timeout_s
 
     async def serve(
         self,
@@ -84,7 +85,7 @@ class EventStreams:
             async for batch in stream.batches():
                 last = batch[-1].event in ("end", "shutdown")
                 for data in writes(batch):
-                    await _send(send, {"type": "http.response.body", "body": data, "more_body": True})
+                    await self._send(send, {"type": "http.response.body", "body": data, "more_body": True})
                 if last:
                     await send({"type": "http.response.body", "body": b""})
                 if gone.done():
@@ -95,10 +96,9 @@ class EventStreams:
             gone.cancel()
             subscription.close()
 
-
-async def _send(send: Send, message: Message) -> None:
-    async with asyncio.timeout(SEND_TIMEOUT_S):
-        await send(message)
+    async def _send(self, send: Send, message: Message) -> None:
+        async with asyncio.timeout(self._send_timeout_s):
+            await send(message)
 
 
 async def _disconnected(receive: Receive) -> None:

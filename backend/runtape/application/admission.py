@@ -2,19 +2,26 @@
 
 import asyncio
 
+import structlog
+
 from runtape.application.announcing import Announcer
 from runtape.application.flow import NOTHING, Documents, Effect, Flow, Step
+from runtape.application.retrying import persistently
 from runtape.domain import saga as sagas
 from runtape.domain.events import ExecutionEnded, ExecutionEvent, ExecutionRequested, Message
 from runtape.domain.ids import ExecutionId
 from runtape.domain.saga import Saga, SagaStep
 from runtape.ports.admission import AdmissionQueue, Entry
 from runtape.ports.clock import Clock
+from runtape.ports.errors import Transient
 from runtape.ports.stores import Change, Durability, SagaStore
+
+log = structlog.get_logger(__name__)
 
 GROUP = "saga-orchestrator"
 
 RESTORE_PAGE = 500
+ADMIT_TRIES = 8
 
 TELLING_INTERVAL_S = 0.5
 TOLD = 100
@@ -56,23 +63,22 @@ class Admission:
         saga = sagas.begin(message)
         entry = _entry(saga)
         if not await self._queue.offer(entry):
-            return Step(
-                changes=(_change(None, saga, ()),),
-                effects=(self.admit_waiting,),
-                undo=self._releasing(entry.execution_id),
-            )
+            # In line only once the saga is stored: whoever is granted a place must have one to admit.
+            return Step(changes=(_change(None, saga, ()),), effects=(self._enqueueing(entry),))
         admitted, commands = sagas.admit(saga, message.at)
-        return Step(changes=(_change(None, admitted, tuple(commands)),), undo=self._releasing(entry.execution_id))
+        return Step(changes=(_change(None, admitted, tuple(commands)),), undo=self._taking_back(entry.execution_id))
 
     async def on_event(self, message: Message, documents: Documents) -> Step:
         """Follow an event of the execution; its end frees a place for the next one."""
         assert isinstance(message, ExecutionEvent)
-        effects = (self._passing_on(message.execution_id),) if isinstance(message, ExecutionEnded) else ()
         saga = await documents.saga(message.execution_id)
-        if saga is None:
-            return Step(effects=effects)
-        followed, commands = sagas.follow(saga, message)
-        if followed is saga:
+        followed, commands = sagas.follow(saga, message) if saga is not None else (None, [])
+        # The event of the end may have been lost: what comes after it frees the place as well.
+        frees = isinstance(message, ExecutionEnded) or (
+            saga is not None and followed is not None and saga.admitted and not followed.admitted
+        )
+        effects = (self._passing_on(message.execution_id),) if frees else ()
+        if saga is None or followed is None or followed is saga:
             return Step(effects=effects)
         return Step(changes=(_change(saga, followed, tuple(commands)),), effects=effects)
 
@@ -80,7 +86,7 @@ class Admission:
         """Admit whoever may run now."""
         granted = await self._queue.grant()
         for entry in granted:
-            await self._flow.perform(lambda documents, entry=entry: self._admit(entry, documents))
+            await self._take_place(entry)
         if granted and not self._telling:
             self._telling = True
             asyncio.get_running_loop().call_later(TELLING_INTERVAL_S, self._tell_waiting)
@@ -102,6 +108,17 @@ class Admission:
             return Step(changes=(_change(saga, checked, tuple(commands)),), effects=effects)
 
         await self._flow.perform(decide)
+
+    async def requeue(self, saga: Saga) -> None:
+        """Bring a waiting saga into the queue, or carry out its grant, if that was lost."""
+        if saga.step is not SagaStep.QUEUE:
+            return
+        entry = _entry(saga)
+        if await self._queue.offer(entry):
+            await self._take_place(entry)
+        else:
+            await self._queue.enqueue(entry)
+            await self.admit_waiting()
 
     async def restart(self, execution_id: ExecutionId, attempt: int) -> None:
         """Ask for `attempt`, whose ``execution.restarted`` was lost."""
@@ -133,6 +150,15 @@ class Admission:
             await self._queue.restore(page, admitted=admitted)
         return asked
 
+    async def _take_place(self, entry: Entry) -> None:
+        try:
+            await persistently(
+                lambda: self._flow.perform(lambda documents: self._admit(entry, documents)), "admit", ADMIT_TRIES
+            )
+        except Transient as error:
+            # The place stays taken; the sweeper finds the saga in the queue and comes here again.
+            log.error("admission.failed", error=str(error))
+
     async def _admit(self, entry: Entry, documents: Documents) -> Step:
         saga = await documents.saga(entry.execution_id)
         execution = await documents.execution(entry.execution_id)
@@ -140,18 +166,31 @@ class Admission:
             return Step(effects=(self._passing_on(entry.execution_id),))
         admitted, commands = sagas.admit(saga, self._clock.now())
         if admitted is saga:
-            return NOTHING
-        return Step(changes=(_change(saga, admitted, tuple(commands)),), undo=self._releasing(entry.execution_id))
+            return NOTHING if saga.admitted else Step(effects=(self._passing_on(entry.execution_id),))
+        return Step(changes=(_change(saga, admitted, tuple(commands)),))
 
     def _tell_waiting(self) -> None:
         self._telling = False
         self._announcer.queue_moved(self._queue.front(TOLD))
 
-    def _releasing(self, execution_id: ExecutionId) -> Effect:
-        async def release() -> None:
-            await self._queue.release(execution_id)
+    def _enqueueing(self, entry: Entry) -> Effect:
+        async def enqueue() -> None:
+            await self._queue.enqueue(entry)
+            await self.admit_waiting()
 
-        return release
+        return enqueue
+
+    def _taking_back(self, execution_id: ExecutionId) -> Effect:
+        async def take_back() -> None:
+            try:
+                saga = await self._sagas.get(execution_id)
+            except Transient:
+                saga = None
+            # The commit may have failed because somebody else had admitted it: then it keeps its place.
+            if saga is None or not saga.admitted:
+                await self._passing_on(execution_id)()
+
+        return take_back
 
     def _passing_on(self, execution_id: ExecutionId) -> Effect:
         async def pass_on() -> None:

@@ -1,11 +1,15 @@
 """The pod_monitor's work: tell how each pod ended, and find those that can no longer tell it themselves."""
 
+from collections.abc import Callable
+
 import structlog
 
 from runtape.application.flow import NOTHING, Documents, Flow, Step, Tasks, execution_change
 from runtape.application.retrying import persistently
 from runtape.application.running import Worker
 from runtape.domain import execution as executions
+from runtape.domain.events import ExecutionEvent
+from runtape.domain.execution import Execution
 from runtape.domain.ids import ExecutionId
 from runtape.ports.clock import Clock
 from runtape.ports.pod_runtime import PodEnded, PodKey, PodRuntime
@@ -54,14 +58,28 @@ class PodMonitor:
 
     async def interrupt(self, execution_id: ExecutionId, attempt: int, reason: str) -> None:
         """Record that a live attempt is dead and did not tell its outcome."""
-        summary = await self._tape.summary(PodKey(execution_id, attempt))
-        log.warning("execution.interrupted", attempt=attempt, reason=reason)
+        last_seq = (await self._tape.summary(PodKey(execution_id, attempt))).last_seq
+        await self._change(
+            execution_id,
+            lambda execution: executions.interrupt(execution, attempt, reason, last_seq, self._clock.now()),
+        )
 
+    async def expire(self, execution_id: ExecutionId, attempt: int) -> None:
+        """Record that a live attempt is dead because its lease ran out; nothing when it was extended since."""
+        last_seq = (await self._tape.summary(PodKey(execution_id, attempt))).last_seq
+        await self._change(
+            execution_id, lambda execution: executions.expire(execution, attempt, last_seq, self._clock.now())
+        )
+
+    async def _change(
+        self, execution_id: ExecutionId, interrupt: Callable[[Execution], list[ExecutionEvent]]
+    ) -> None:
         async def decide(documents: Documents) -> Step:
             execution = await documents.execution(execution_id)
-            if execution is None:
+            events = interrupt(execution) if execution is not None else []
+            if execution is None or not events:
                 return NOTHING
-            events = executions.interrupt(execution, attempt, reason, summary.last_seq, self._clock.now())
-            return Step(changes=(execution_change(execution, events),)) if events else NOTHING
+            log.warning("execution.interrupted", attempt=execution.attempt, to=events[0].type)
+            return Step(changes=(execution_change(execution, events),))
 
         await self._flow.perform(decide)

@@ -94,6 +94,7 @@ class ExecutionStream:
         execution_id: ExecutionId,
         cursor: Cursor,
         subscription: Subscription,
+        heartbeat_s: float,
     ) -> None:
         self._executions = executions
         self._tape = tape
@@ -103,8 +104,7 @@ class ExecutionStream:
         self._execution_id = execution_id
         self._at = cursor
         self._subscription = subscription
-        self._attempt_complete = False
-        """Whether the last record of the cursor's attempt was sent."""
+        self._heartbeat_s = heartbeat_s
 
     async def batches(self) -> AsyncIterator[Batch]:
         """Yield batches until ``end`` or ``shutdown`` was yielded.  Raises: SubscriptionClosed."""
@@ -123,7 +123,7 @@ class ExecutionStream:
 
     async def _follow(self) -> AsyncIterator[Batch]:
         """Forward nudges while each continues the cursor; returns when the stream has to catch up."""
-        heartbeat_at_s = self._clock.monotonic_s() + HEARTBEAT_S
+        heartbeat_at_s = self._clock.monotonic_s() + self._heartbeat_s
         while True:
             nudge = await self._subscription.next(max(0.0, heartbeat_at_s - self._clock.monotonic_s()))
             if nudge is None:
@@ -291,13 +291,21 @@ class Streams:
     """Opens streams; the caller has checked that the principal may read the execution."""
 
     def __init__(
-        self, *, executions: ExecutionStore, tape: TapeStore, feed: LiveFeed, queue: AdmissionQueue, clock: Clock
+        self,
+        *,
+        executions: ExecutionStore,
+        tape: TapeStore,
+        feed: LiveFeed,
+        queue: AdmissionQueue,
+        clock: Clock,
+        heartbeat_s: float = HEARTBEAT_S,
     ) -> None:
         self._executions = executions
         self._tape = tape
         self._feed = feed
         self._queue = queue
         self._clock = clock
+        self._heartbeat_s = heartbeat_s
 
     def open(self, execution_id: ExecutionId, cursor: Cursor) -> tuple[ExecutionStream, Subscription]:
         """Subscribe at once and return the stream with its subscription, which the caller closes."""
@@ -311,5 +319,6 @@ class Streams:
             execution_id=execution_id,
             cursor=cursor,
             subscription=subscription,
+            heartbeat_s=self._heartbeat_s,
         )
         return stream, subscription

@@ -6,6 +6,7 @@ runtime of the process before is known to be dead.
 """
 
 import asyncio
+from collections.abc import Coroutine
 from datetime import timedelta
 
 import structlog
@@ -16,7 +17,9 @@ from runtape.application.monitoring import PodMonitor
 from runtape.application.storing import ResultProcessor
 from runtape.domain.events import ENDED_BY_STATUS, ExecutionRequested
 from runtape.domain.execution import ADMISSION_DUE, RESULT_DUE, Execution
+from runtape.domain.ids import ExecutionId
 from runtape.domain.outcome import Usage
+from runtape.domain.saga import Saga
 from runtape.ports.clock import Clock
 from runtape.ports.errors import Transient
 from runtape.ports.stores import BlobStore, ExecutionStore, SagaStore
@@ -29,7 +32,8 @@ BLOB_INTERVAL = timedelta(minutes=10)
 BLOB_AGE = timedelta(hours=1)
 """How long a blob may lie unreferred to: longer than any request takes between blob and document."""
 
-FAR = timedelta(days=36_500)
+LONGEST_WAIT_DUE = timedelta(minutes=5)
+"""How often at least an execution that waits in line is looked at: as often as its age doubles, up to this."""
 
 
 class Sweeper:
@@ -67,8 +71,9 @@ class Sweeper:
                 await self._monitor.interrupt(execution.id, execution.attempt, "worker_lost")
             elif execution.outcome is not None or asked.get(execution.id, 0) <= execution.attempt:
                 await self._look_after(execution)
-        for saga in await self._sagas.due(self._clock.now() + FAR, PAGE):
-            await self._admission.check(saga.execution_id)
+        async for saga in self._sagas.unfinished():
+            if saga.due_at is not None:
+                await self._admission.check(saga.execution_id)
         await self._admission.admit_waiting()
 
     async def run(self) -> None:
@@ -87,18 +92,29 @@ class Sweeper:
     async def sweep(self) -> None:
         """Look after every document whose time has come."""
         now = self._clock.now()
-        for execution in await self._executions.due(now, PAGE):
-            if execution.live:
-                await self._monitor.interrupt(execution.id, execution.attempt, "lease_expired")
-            else:
-                await self._look_after(execution)
-        for saga in await self._sagas.due(now, PAGE):
-            await self._admission.check(saga.execution_id)
+        seen: set[ExecutionId] = set()
+        while fresh := [each for each in await self._executions.due(now, PAGE) if each.id not in seen]:
+            for execution in fresh:
+                seen.add(execution.id)
+                await self._apart(self._look_after(execution), execution)
+        seen.clear()
+        while unseen := [each for each in await self._sagas.due(now, PAGE) if each.execution_id not in seen]:
+            for saga in unseen:
+                seen.add(saga.execution_id)
+                await self._apart(self._admission.check(saga.execution_id), saga)
+
+    async def _apart(self, work: Coroutine[object, object, None], document: Execution | Saga) -> None:
+        try:
+            await work
+        except Exception as error:  # one document must not keep the others from being looked after
+            log.error("sweep.document_failed", document=type(document).__name__, exc_info=error)
 
     async def _look_after(self, execution: Execution) -> None:
         if execution.outcome is not None:
             await self._store_result(execution)
-        elif not execution.live:
+        elif execution.live:
+            await self._monitor.expire(execution.id, execution.attempt)
+        else:
             await self._request_again(execution)
 
     async def _store_result(self, execution: Execution) -> None:
@@ -114,12 +130,14 @@ class Sweeper:
             usage=execution.usage or Usage(),
             last_seq=execution.last_seq,
         )
-        await self._executions.defer(execution.id, self._clock.now() + RESULT_DUE)
+        await self._executions.defer(execution, self._clock.now() + RESULT_DUE)
         await self._flow.handle(self._admission.on_event, again)
         await self._flow.handle(self._results.on_ended, again)
 
     async def _request_again(self, execution: Execution) -> None:
-        await self._executions.defer(execution.id, self._clock.now() + ADMISSION_DUE)
+        now = self._clock.now()
+        wait = min(max(ADMISSION_DUE, now - execution.created_at), LONGEST_WAIT_DUE)
+        await self._executions.defer(execution, now + wait)
         saga = await self._sagas.get(execution.id)
         if saga is None:
             again = ExecutionRequested(
@@ -134,3 +152,5 @@ class Sweeper:
             await self._flow.handle(self._admission.on_requested, again)
         elif execution.attempt >= saga.attempt:
             await self._admission.restart(execution.id, execution.attempt + 1)
+        else:
+            await self._admission.requeue(saga)

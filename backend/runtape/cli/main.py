@@ -11,6 +11,8 @@ from runtape.cli.errors import CliError
 from runtape.cli.exit_codes import CANCELLED, FAILURE, OURS, USAGE
 from runtape.cli.terminal import Terminal
 
+COMPLETION = "--install-completion"
+
 app = App(
     name="runtape",
     help="Runs other people's code safely and keeps the tape.",
@@ -34,7 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = tokens[0] if tokens else ""
     if not command or command.startswith("-"):
         # Only for the help of the whole and for the completion: a command imports itself alone.
-        app.register_install_completion_command(help="Install the completion of commands and options for your shell.")
+        if COMPLETION not in app:
+            app.register_install_completion_command(COMPLETION, help="Install the completion for your shell.")
         app.resolved_commands()
     try:
         result = app(tokens, exit_on_error=False, print_error=False)

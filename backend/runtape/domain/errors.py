@@ -72,7 +72,7 @@ class LimitOutOfRange(Invalid):
 
     def __init__(self, name: str, value: float, low: float, high: float) -> None:
         super().__init__(
-            f"limits.{name} is {value:g}; it must lie between {low:g} and {high:g}", field=f"limits.{name}"
+            f"limits.{name} is {value}; it must lie between {low} and {high}", field=f"limits.{name}"
         )
 
 

@@ -111,10 +111,14 @@ class ExecutionStarted(ExecutionEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutionRestarted(ExecutionEvent):
-    """The attempt before `attempt` was lost for a reason of ours and is dead; `attempt` may start."""
+    """The attempt before `attempt` was lost for a reason of ours and is dead; `attempt` may start.
+
+    ``last_seq`` is the last record of the attempt that was lost.
+    """
 
     type: ClassVar[str] = "execution.restarted"
     reason: str
+    last_seq: int = 0
 
     @property
     def status(self) -> Status:

@@ -101,7 +101,8 @@ class Execution:
     """The document of an execution.
 
     ``attempt`` is the last one started (0: none).  ``lease`` is set while an attempt is live.  ``due_at`` is when
-    the document's owner has to look after it; None once nothing is left to do.
+    the document's owner has to look after it; None once nothing is left to do.  ``last_seq`` is the last record of
+    `attempt`, known once that has ended.
     """
 
     id: ExecutionId
@@ -184,6 +185,7 @@ def finish(
                 attempt=attempt + 1,
                 version=execution.version + 1,
                 reason=outcome.reason or "sandbox_error",
+                last_seq=last_seq,
             )
         ]
     return [_ended(execution, outcome, usage, last_seq, at)]
@@ -198,6 +200,13 @@ def interrupt(execution: Execution, attempt: int, reason: str, last_seq: int, at
     return finish(execution, attempt, outcome, Usage(), last_seq, at)
 
 
+def expire(execution: Execution, attempt: int, last_seq: int, at: datetime) -> list[ExecutionEvent]:
+    """End a live `attempt` whose lease ran out so long ago that it is dead; nothing when it was extended since."""
+    if execution.lease is None or at < execution.lease.expires_at + LEASE_GRACE:
+        return []
+    return interrupt(execution, attempt, "lease_expired", last_seq, at)
+
+
 def cancel(execution: Execution, by: str, reason: str | None, at: datetime) -> list[ExecutionEvent | PodKill]:
     """Cancel: at once when no attempt is live, else by asking for the attempt's end.
 
@@ -209,7 +218,7 @@ def cancel(execution: Execution, by: str, reason: str | None, at: datetime) -> l
         return []
     if not execution.live:
         outcome = Outcome(kind=OutcomeKind.CANCELLED, reason="cancelled", message=reason or "cancelled before it ran")
-        return [_ended(execution, outcome, Usage(), 0, at)]
+        return [_ended(execution, outcome, Usage(), execution.last_seq, at)]
     return [
         ExecutionCancelRequested(
             execution_id=execution.id,
@@ -285,6 +294,7 @@ def evolve(execution: Execution, event: ExecutionEvent) -> Execution:
                 attempt=event.attempt,
                 lease=event.lease,
                 started_at=event.at,
+                last_seq=0,
                 due_at=event.lease.expires_at + LEASE_GRACE,
             )
         case ExecutionRestarted():
@@ -295,6 +305,7 @@ def evolve(execution: Execution, event: ExecutionEvent) -> Execution:
                 status=Status.QUEUED,
                 lease=None,
                 started_at=None,
+                last_seq=event.last_seq,
                 due_at=event.at + ADMISSION_DUE,
             )
         case ExecutionCancelRequested():

@@ -29,8 +29,14 @@ class Source:
 
     @property
     def size_bytes(self) -> int:
-        """The bytes of script, input and files; arguments and environment are bounded by their own limits."""
-        return len(self.script) + len(self.stdin) + sum(len(file.content) + len(file.path) for file in self.files)
+        """About how many bytes all of it has; text counts by its characters."""
+        return (
+            len(self.script)
+            + len(self.stdin)
+            + sum(map(len, self.args))
+            + sum(len(name) + len(value) for name, value in self.env)
+            + sum(len(file.content) + len(file.path) for file in self.files)
+        )
 
 
 def checked_path(path: str, field: str) -> str:

@@ -45,10 +45,14 @@ class AdmissionQueue(Protocol):
         ...
 
     async def offer(self, entry: Entry) -> bool:
-        """Admit `entry` now and return True, or queue it and return False.
+        """Admit `entry` now and return True; False, and nothing changes, when it has to wait.
 
-        Idempotent: what is admitted stays admitted, what waits keeps its place.
+        Idempotent: what is admitted stays admitted.
         """
+        ...
+
+    async def enqueue(self, entry: Entry) -> None:
+        """Let `entry` wait for its turn.  Idempotent: what is admitted stays so, what waits keeps its place."""
         ...
 
     async def restore(self, entries: Sequence[Entry], *, admitted: bool) -> None:

@@ -97,8 +97,11 @@ class ExecutionStore(Protocol):
         """Yield every document with a ``due_at``, in that order; one that is changed meanwhile may come twice."""
         ...
 
-    async def defer(self, execution_id: ExecutionId, due_at: datetime) -> None:
-        """Move ``due_at`` of a document that needs nothing just now; the version stays."""
+    async def defer(self, execution: Execution, due_at: datetime) -> None:
+        """Move ``due_at`` of an unfinished document that needs nothing just now; the version stays.
+
+        No effect when the stored document has another version than `execution`.
+        """
         ...
 
     async def list(self, where: ExecutionFilter, limit: int, before: ExecutionId | None) -> Sequence[Execution]:

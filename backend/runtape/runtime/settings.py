@@ -88,6 +88,13 @@ class SandboxSettings(_Section):
     armed: int = Field(default=2 * _CORES, ge=1, le=256, description="boxes kept ready for the next programs")
 
 
+class StreamSettings(_Section):
+    """Event streams."""
+
+    heartbeat_s: float = Field(default=15.0, gt=0, description="silence after which a stream sends a heartbeat, s")
+    send_timeout_s: float = Field(default=30.0, gt=0, description="how long a client may take nothing, s")
+
+
 class FlowSettings(_Section):
     """How steps are committed."""
 
@@ -115,6 +122,7 @@ class Settings(BaseSettings):
     limits: LimitSettings = LimitSettings()
     maximum: MaximumSettings = MaximumSettings()
     sandbox: SandboxSettings = SandboxSettings()
+    streams: StreamSettings = StreamSettings()
     flow: FlowSettings = FlowSettings()
 
     @classmethod

@@ -34,6 +34,8 @@ class InMemoryAdmissionQueue:
         self._mean_run_s = 1.0
 
     def has_room(self, project_id: ProjectId) -> bool:
+        if not self._waiting and self._has_place(project_id):
+            return True
         if len(self._waiting) >= self._capacity.queued:
             return False
         return self._waiting_by_project[project_id] < self._capacity.queued_per_project
@@ -41,14 +43,14 @@ class InMemoryAdmissionQueue:
     async def offer(self, entry: Entry) -> bool:
         if entry.execution_id in self._running:
             return True
-        if entry.execution_id in self._waiting:
-            return False
         # Somebody who waits and could run goes first; without anybody waiting there is nothing to compare.
         if not self._waiting and self._fits(entry):
             self._admit(entry)
             return True
-        self._enqueue(entry)
         return False
+
+    async def enqueue(self, entry: Entry) -> None:
+        await self.restore((entry,), admitted=False)
 
     async def restore(self, entries: Sequence[Entry], *, admitted: bool) -> None:
         for entry in entries:
@@ -105,18 +107,22 @@ class InMemoryAdmissionQueue:
         )
         return list(islice(in_line, count))
 
-    def _fits(self, entry: Entry) -> bool:
+    def _has_place(self, project_id: ProjectId) -> bool:
         return (
             len(self._running) < self._capacity.running
-            and self._by_project[entry.project_id] < self._capacity.running_per_project
-            and self._by_lang[entry.lang] < self._capacity.running_per_lang
+            and self._by_project[project_id] < self._capacity.running_per_project
         )
+
+    def _fits(self, entry: Entry) -> bool:
+        return self._has_place(entry.project_id) and self._by_lang[entry.lang] < self._capacity.running_per_lang
 
     def _next(self) -> Entry | None:
         for priority in _ORDER:
             lines = self._lines[priority]
             # Least running first; among equals the one whose first entry has waited longest (ids are in time order).
             for project in sorted(lines, key=lambda p: (self._by_project[p], lines[p][0].execution_id)):
+                if not self._has_place(project):
+                    continue
                 for entry in lines[project]:
                     if self._fits(entry):
                         return entry

@@ -12,14 +12,19 @@ A group that holds a write for `Durability.POWER` commits with ``synchronous=FUL
 syncs the file, hence every earlier NORMAL commit with it: what survives is always a prefix.  A NORMAL commit
 survives the death of the process, since its pages are in the kernel's hands.
 
-The WAL is grown once in advance, because a file that grows makes each sync a journal commit of the file
-system (measured: half the mean of a FULL commit under load).  Checkpoints are run by a reader thread, off the
-commit path, before the log outgrows that size; the writer then starts again at its beginning.
+The WAL is grown in advance, because a file that grows makes each sync a journal commit of the file system
+(measured: half the mean of a FULL commit under load).  It is grown by writing zeros into the empty file: SQLite
+takes a header of zeros for an empty log.  Checkpoints are run by a reader thread, off the commit path, before the
+log outgrows that size; the writer then starts again at its beginning.
 
-Readers have connections of their own and see what was committed.
+Readers have connections of their own; each read is one snapshot of what was committed.
+
+The writer thread ends with `close` alone.  Whatever goes wrong in a group fails that group; a connection that
+cannot even roll back is replaced, and when that fails too every later write is refused.
 """
 
 import asyncio
+import contextlib
 import os
 import queue
 import sqlite3
@@ -31,7 +36,7 @@ from typing import Any, TypeVar
 
 import structlog
 
-from runtape.ports.errors import InfrastructureError, Permanent, Transient
+from runtape.ports.errors import Permanent, Transient
 
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
@@ -41,6 +46,8 @@ GROUP_LIMIT = 128
 
 WAL_BYTES = 32 << 20
 CHECKPOINT_BYTES = 16 << 20
+GROWTH_BYTES = 1 << 20
+UNIT_BYTES = 24 << 10
 CACHE_KIB = 64 << 10
 APPLICATION_ID = 0x52547031
 SCHEMA_VERSION = 1
@@ -49,46 +56,50 @@ SCHEMA_VERSION = 1
 @dataclass(slots=True)
 class _Call:
     work: Callable[[sqlite3.Connection], Any]
-    future: "asyncio.Future[Any]"
+    future: "asyncio.Future[Any] | None"
     durable: bool = False
+
+
+_Answer = tuple[_Call, Any, Exception | None]
 
 
 class Database:
     """The file at `path`; open it on the loop that uses it, close it there."""
 
-    def __init__(self, path: Path, schema: tuple[str, ...], *, readers: int = 2) -> None:
+    def __init__(self, path: Path, schema: tuple[str, ...], *, readers: int = 2, wal_bytes: int = WAL_BYTES) -> None:
         self._path = path
         self._schema = schema
         self._reader_count = readers
+        self._wal_bytes = wal_bytes
         self._writes: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._reads: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._checkpointing = False
         self._wal_path = path.with_name(path.name + "-wal")
-        self._written_bytes = 0
+        self._unchecked_bytes = 0
+        self._wal_seen_bytes = wal_bytes
         self._closed = False
 
     async def open(self) -> None:
         """Make or open the file, apply the schema and start the threads.  Raises: Permanent."""
         self._loop = asyncio.get_running_loop()
-        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         try:
-            writer = await asyncio.to_thread(self._open_writer)
-        except sqlite3.Error as error:
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            writer, readers = await asyncio.to_thread(self._open_connections)
+        except (sqlite3.Error, OSError) as error:
             raise Permanent(f"cannot open the store {self._path}: {error}") from error
         self._spawn("store-writer", self._write_loop, writer)
-        for number in range(self._reader_count):
-            self._spawn(f"store-reader-{number}", self._read_loop, self._connect())
+        for number, reader in enumerate(readers):
+            self._spawn(f"store-reader-{number}", self._read_loop, reader)
 
     async def close(self) -> None:
         """Commit what is queued, fold the log into the file and stop the threads.  Idempotent."""
-        if self._closed:
-            return
-        self._closed = True
-        self._writes.put(None)
-        for _ in range(self._reader_count):
-            self._reads.put(None)
+        if not self._closed:
+            self._closed = True
+            self._writes.put(None)
+            for _ in range(self._reader_count):
+                self._reads.put(None)
         for thread in self._threads:
             await asyncio.to_thread(thread.join)
 
@@ -96,12 +107,13 @@ class Database:
         """Run `work` in its own savepoint of the next transaction; the future is done once that is committed.
 
         Writes commit in the order of these calls.  `work` runs on the writer thread: it must touch nothing of
-        the loop's.  Its own exception undoes it alone.  Raises through the future: what `work` raised; Transient.
+        the loop's.  Its own exception undoes it alone.  A durable write that changes nothing syncs nothing.
+        Raises through the future: what `work` raised, the driver's IntegrityError included; Transient.
         """
         return self._submit(self._writes, work, durable)
 
     def read(self, work: Callable[[sqlite3.Connection], T]) -> "asyncio.Future[T]":
-        """Run `work` on a reader's connection, which sees what was committed before this call."""
+        """Run `work` on a reader's connection, in one snapshot that holds what was committed before this call."""
         return self._submit(self._reads, work, False)
 
     def _submit(
@@ -118,83 +130,117 @@ class Database:
         thread.start()
         self._threads.append(thread)
 
-    def _connect(self) -> sqlite3.Connection:
+    def _open_connections(self) -> tuple[sqlite3.Connection, list[sqlite3.Connection]]:
+        opened: list[sqlite3.Connection] = []
+        try:
+            opened.append(self._open_writer())
+            opened += [self._connect() for _ in range(self._reader_count)]
+        except BaseException:
+            for connection in opened:
+                connection.close()
+            raise
+        return opened[0], opened[1:]
+
+    def _connect(self, cache_kib: int = CACHE_KIB // 4) -> sqlite3.Connection:
         connection = sqlite3.connect(
             self._path, check_same_thread=False, isolation_level=None, cached_statements=256, timeout=10
         )
-        connection.execute("pragma journal_mode=wal")
-        connection.execute(f"pragma cache_size=-{CACHE_KIB // 4}")
-        connection.execute("pragma foreign_keys=off")
+        try:
+            connection.execute("pragma journal_mode=wal")
+            connection.execute(f"pragma cache_size=-{cache_kib}")
+            connection.execute("pragma wal_autocheckpoint=0")
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     def _open_writer(self) -> sqlite3.Connection:
-        fresh = not self._path.exists()
-        if fresh:
+        if not self._path.exists():
             os.close(os.open(self._path, os.O_CREAT | os.O_RDWR, 0o600))
-        connection = self._connect()
-        connection.execute(f"pragma cache_size=-{CACHE_KIB}")
-        connection.execute("pragma wal_autocheckpoint=0")
-        found = connection.execute("pragma user_version").fetchone()[0]
-        if found > SCHEMA_VERSION:
-            raise Permanent(
-                f"{self._path} was made by a newer runtape (schema {found}, this one knows {SCHEMA_VERSION})"
-            )
-        connection.execute("pragma synchronous=full")
-        connection.execute("begin immediate")
-        for statement in self._schema:
-            connection.execute(statement)
-        connection.execute("commit")
-        connection.execute(f"pragma user_version={SCHEMA_VERSION}")
-        connection.execute(f"pragma application_id={APPLICATION_ID}")
-        self._grow_wal(connection)
+        connection = self._connect(CACHE_KIB)
+        try:
+            found = connection.execute("pragma user_version").fetchone()[0]
+            if found > SCHEMA_VERSION:
+                raise Permanent(
+                    f"{self._path} was made by a newer runtape (schema {found}, this one knows {SCHEMA_VERSION})"
+                )
+            connection.execute("pragma synchronous=full")
+            connection.execute("begin immediate")
+            for statement in self._schema:
+                connection.execute(statement)
+            connection.execute("commit")
+            if found != SCHEMA_VERSION:
+                connection.execute(f"pragma user_version={SCHEMA_VERSION}")
+                connection.execute(f"pragma application_id={APPLICATION_ID}")
+            connection.execute("pragma wal_checkpoint(truncate)")
+            self._grow_wal()
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
-    def _grow_wal(self, connection: sqlite3.Connection) -> None:
-        connection.execute("begin immediate")
-        connection.execute("create table wal_ballast (bytes blob)")
-        connection.execute("insert into wal_ballast values (zeroblob(?))", (WAL_BYTES,))
-        connection.execute("drop table wal_ballast")
-        connection.execute("commit")
-        connection.execute("pragma wal_checkpoint(restart)")
-        connection.execute("pragma incremental_vacuum")
+    def _grow_wal(self) -> None:
+        """Fill the log, which was just truncated and which nobody else has open, with zeros."""
+        with self._wal_path.open("r+b") as wal:
+            if os.fstat(wal.fileno()).st_size == 0:
+                for _ in range(0, self._wal_bytes, GROWTH_BYTES):
+                    wal.write(bytes(min(GROWTH_BYTES, self._wal_bytes)))
+                wal.flush()
+                os.fsync(wal.fileno())
 
     def _write_loop(self, connection: sqlite3.Connection) -> None:
-        synchronous = ""
-        while True:
-            call = self._writes.get()
-            group: list[_Call] = []
-            stop = call is None
-            while call is not None:
-                group.append(call)
-                if len(group) == GROUP_LIMIT:
-                    break
+        stop = False
+        refusal: sqlite3.Error | None = None
+        while not stop:
+            group, stop = self._next_group()
+            if not group:
+                continue
+            if refusal is None:
                 try:
-                    call = self._writes.get_nowait()
-                except queue.Empty:
-                    break
-                stop = call is None
-            if group:
-                wanted = "full" if any(call.durable for call in group) else "normal"
-                if wanted != synchronous:
-                    connection.execute(f"pragma synchronous={wanted}")
-                    synchronous = wanted
-                answers = self._commit(connection, group)
-                self._tell(answers)
-                self._consider_checkpoint(connection, len(group))
-            if stop:
-                connection.execute("pragma wal_checkpoint(truncate)")
-                connection.close()
-                return
+                    answers = self._commit(connection, group)
+                except BaseException as error:  # not even the rollback worked: this connection is of no use
+                    log.error("store.writer_failed", error=repr(error))
+                    answers = _failed(group, error)
+                    connection.close()
+                    try:
+                        connection = self._connect(CACHE_KIB)
+                    except sqlite3.Error as gone:
+                        refusal = gone
+            else:
+                answers = _failed(group, refusal)
+            self._tell(answers)
+            self._consider_checkpoint(len(group))
+        with contextlib.suppress(sqlite3.Error):
+            connection.execute("pragma wal_checkpoint(truncate)")
+        connection.close()
 
-    def _commit(self, connection: sqlite3.Connection, group: list[_Call]) -> list[tuple[_Call, Any, Exception | None]]:
-        answers: list[tuple[_Call, Any, Exception | None]] = []
+    def _next_group(self) -> tuple[list[_Call], bool]:
+        """Wait for a write and return it with those queued behind it, and whether the last of all was seen."""
+        group: list[_Call] = []
+        call = self._writes.get()
+        while call is not None:
+            group.append(call)
+            if len(group) == GROUP_LIMIT:
+                return group, False
+            try:
+                call = self._writes.get_nowait()
+            except queue.Empty:
+                return group, False
+        return group, True
+
+    def _commit(self, connection: sqlite3.Connection, group: list[_Call]) -> list[_Answer]:
+        """Commit `group` and return what to tell each caller.  Raises when the connection cannot be used on."""
+        answers: list[_Answer] = []
         try:
+            # Setting it is as cheap as knowing whether it is set; the driver keeps the statement prepared.
+            wanted = "full" if any(call.durable for call in group) else "normal"
+            connection.execute(f"pragma synchronous={wanted}")
             connection.execute("begin immediate")
             for call in group:
                 connection.execute("savepoint unit")
                 try:
                     answers.append((call, call.work(connection), None))
-                except Exception as error:  # the unit's own failure: undone, and told to its caller
+                except BaseException as error:  # the unit's own failure: undone, and told to its caller
                     connection.execute("rollback to unit")
                     answers.append((call, None, _translated(error)))
                 connection.execute("release unit")
@@ -202,39 +248,47 @@ class Database:
         except sqlite3.Error as error:
             if connection.in_transaction:
                 connection.execute("rollback")
-            failure = Transient(f"the store could not commit: {error}", retry_after_s=0.2)
-            return [(call, None, failure) for call in group]
+            return _failed(group, error)
         return answers
 
     def _read_loop(self, connection: sqlite3.Connection) -> None:
         while (call := self._reads.get()) is not None:
             try:
+                if call.future is not None:
+                    connection.execute("begin")
                 answer = (call, call.work(connection), None)
-            except Exception as error:  # told to the caller through its future
+            except BaseException as error:  # told to the caller through its future
                 answer = (call, None, _translated(error))
+            if connection.in_transaction:
+                connection.execute("rollback")
             self._tell([answer])
         connection.close()
 
-    def _tell(self, answers: list[tuple[_Call, Any, Exception | None]]) -> None:
+    def _tell(self, answers: list[_Answer]) -> None:
         assert self._loop is not None
         try:
             self._loop.call_soon_threadsafe(_resolve, answers)
         except RuntimeError:  # the loop was closed first: nobody waits any more
             log.debug("store.answer_dropped", count=len(answers))
 
-    def _consider_checkpoint(self, connection: sqlite3.Connection, units: int) -> None:
-        # Pages written are not told by this driver; 24 KiB a unit is what a run's units were measured to add.
-        self._written_bytes += units * (24 << 10)
-        if self._checkpointing or (self._written_bytes < CHECKPOINT_BYTES and self._wal_size() <= 2 * WAL_BYTES):
+    def _consider_checkpoint(self, units: int) -> None:
+        # Pages written are not told by this driver; 24 KiB a unit is what a run's units were measured to add, and
+        # the file's growth tells of larger ones.
+        self._unchecked_bytes += units * UNIT_BYTES
+        if self._checkpointing or (
+            self._unchecked_bytes < CHECKPOINT_BYTES and self._wal_size() < self._wal_seen_bytes + CHECKPOINT_BYTES
+        ):
             return
         self._checkpointing = True
-        self._written_bytes = 0
-        assert self._loop is not None
-        self._reads.put(_Call(self._checkpoint, self._loop.create_future()))
+        self._unchecked_bytes = 0
+        self._wal_seen_bytes = max(self._wal_size(), self._wal_bytes)
+        self._reads.put(_Call(self._checkpoint, None))
 
     def _checkpoint(self, connection: sqlite3.Connection) -> None:
         try:
             connection.execute("pragma wal_checkpoint(passive)").fetchone()
+        except sqlite3.Error as error:
+            log.warning("store.checkpoint_failed", error=str(error))
         finally:
             self._checkpointing = False
 
@@ -245,9 +299,14 @@ class Database:
             return 0
 
 
-def _resolve(answers: list[tuple[_Call, Any, Exception | None]]) -> None:
+def _failed(group: list[_Call], error: BaseException) -> list[_Answer]:
+    failure = Transient(f"the store could not commit: {error}", retry_after_s=0.2)
+    return [(call, None, failure) for call in group]
+
+
+def _resolve(answers: list[_Answer]) -> None:
     for call, value, error in answers:
-        if call.future.done():  # cancelled by its caller; the write stands
+        if call.future is None or call.future.done():  # ours, or cancelled by its caller; the write stands
             continue
         if error is None:
             call.future.set_result(value)
@@ -255,9 +314,10 @@ def _resolve(answers: list[tuple[_Call, Any, Exception | None]]) -> None:
             call.future.set_exception(error)
 
 
-def _translated(error: Exception) -> Exception:
-    if isinstance(error, sqlite3.IntegrityError) or not isinstance(error, sqlite3.Error):
+def _translated(error: BaseException) -> Exception:
+    """Return what a caller is told: a driver's failure as Transient, its IntegrityError and others as they are."""
+    if isinstance(error, sqlite3.Error) and not isinstance(error, sqlite3.IntegrityError):
+        return Transient(f"the store refused a statement: {error}", retry_after_s=0.2)
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
         return error
-    if isinstance(error, InfrastructureError):
-        return error
-    return Transient(f"the store refused a statement: {error}", retry_after_s=0.2)
+    return RuntimeError(f"a unit of work raised {error!r}")  # a future can carry neither of those

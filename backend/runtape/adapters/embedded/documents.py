@@ -1,5 +1,6 @@
 """Execution and saga documents in SQLite, and the unit of work that changes them with their log rows."""
 
+import asyncio
 import sqlite3
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
@@ -43,7 +44,8 @@ class SqliteExecutionStore:
     def committed(self, execution: Execution) -> None:
         """Take note of a document that is now stored; called by the unit of work."""
         if execution.due_at is not None:
-            self._live[execution.id] = execution
+            known = self._live.get(execution.id)
+            self._live[execution.id] = execution if known is None else _with_longer_lease(execution, known)
             return
         self._live.pop(execution.id, None)
         self._recent[execution.id] = execution
@@ -63,7 +65,10 @@ class SqliteExecutionStore:
             lambda c: c.execute(f"select {_COLUMNS} from execution where id = ?", (execution_id,)).fetchone()
         )
         # A commit may have come between; what it noted is newer than the row.
-        return self._live.get(execution_id) or (_execution(row) if row else None)
+        return self._newest(_execution(row)) if row else self._live.get(execution_id)
+
+    def _newest(self, stored: Execution) -> Execution:
+        return self._live.get(stored.id) or self._recent.get(stored.id) or stored
 
     async def by_idempotency_key(self, user_id: UserId, key: str) -> Execution | None:
         row = await self._database.read(
@@ -115,8 +120,8 @@ class SqliteExecutionStore:
                 (before.timestamp(), limit),
             ).fetchall()
         )
-        found = [_execution(row) for row in rows]
-        return [self._live.get(execution.id, execution) for execution in found]
+        found = [self._newest(_execution(row)) for row in rows]
+        return [execution for execution in found if execution.due_at is not None and execution.due_at <= before]
 
     async def unfinished(self) -> AsyncIterator[Execution]:
         after = (-1.0, 0)
@@ -130,23 +135,24 @@ class SqliteExecutionStore:
             )
             for row in rows:
                 after = (row[1], row[-1])
-                execution = _execution(row[:-1])
-                yield self._live.get(execution.id, execution)
+                execution = self._newest(_execution(row[:-1]))
+                if execution.due_at is not None:
+                    yield execution
             if not rows:
                 return
 
-    async def defer(self, execution_id: ExecutionId, due_at: datetime) -> None:
+    async def defer(self, execution: Execution, due_at: datetime) -> None:
         await self._database.write(
             lambda c: (
                 c.execute(
-                    "update execution set due_at = ? where id = ? and due_at is not null",
-                    (due_at.timestamp(), execution_id),
+                    "update execution set due_at = ? where id = ? and version = ? and due_at is not null",
+                    (due_at.timestamp(), execution.id, execution.version),
                 ).rowcount
             )
         )
-        execution = self._live.get(execution_id)
-        if execution is not None and execution.due_at is not None:
-            self._live[execution_id] = replace(execution, due_at=due_at)
+        known = self._live.get(execution.id)
+        if known is not None and known.version == execution.version:
+            self._live[execution.id] = replace(known, due_at=due_at)
 
     async def list(self, where: ExecutionFilter, limit: int, before: ExecutionId | None) -> Sequence[Execution]:
         conditions: dict[str, Any] = {
@@ -170,7 +176,9 @@ class SqliteExecutionStore:
             c.execute("delete from execution where id = ?", (execution_id,))
             c.execute("delete from saga where execution_id = ?", (execution_id,))
             c.execute("delete from tape where execution_id = ?", (execution_id,))
-            c.execute("delete from log where key = ?", (execution_id,))
+            # The newest row stays, whosesoever it is: SQLite would give its offset again, to a message that the
+            # consumers would take for one they have seen.
+            c.execute("delete from log where key = ? and offset < (select max(offset) from log)", (execution_id,))
 
         await self._database.write(work, durable=True)
         self._live.pop(execution_id, None)
@@ -250,14 +258,21 @@ class SqliteUnitOfWork:
                 offsets += [self._log.insert(c, message) for message in change.messages]
             return offsets
 
-        offsets = await self._database.write(work, durable=durable)
-        for change in merged:
-            if isinstance(change.document, Execution):
-                self._executions.committed(change.document)
-            else:
-                self._sagas.committed(change.document)
-        messages = [message for change in merged for message in change.messages]
-        self._log.committed(list(zip(offsets, messages, strict=True)), handled)
+        def note(written: "asyncio.Future[list[int]]") -> None:
+            if written.cancelled() or written.exception() is not None:
+                return
+            for change in merged:
+                if isinstance(change.document, Execution):
+                    self._executions.committed(change.document)
+                else:
+                    self._sagas.committed(change.document)
+            messages = [message for change in merged for message in change.messages]
+            self._log.committed(list(zip(written.result(), messages, strict=True)), handled)
+
+        # What is stored has to be noted also when the caller was cancelled while it waited.
+        written = self._database.write(work, durable=durable)
+        written.add_done_callback(note)
+        await asyncio.shield(written)
 
 
 def _merge(changes: Sequence[Change]) -> list[Change]:
@@ -308,14 +323,16 @@ def _write_execution(c: sqlite3.Connection, execution: Execution, expected_versi
                 raise IdempotencyKeyTaken(key) from error
             raise VersionConflict(f"execution {execution.id} exists") from error
         return
+    # A lease may have been extended since the document was read: of two expiries of a live attempt the later holds.
+    extended = "case when status = 'running' and ? = 'running' then max({0}, ?) else ? end"
     changed = c.execute(
-        "update execution set version = ?, status = ?, due_at = ?, lease_expires_at = ?, doc = ?"
-        " where id = ? and version = ?",
+        f"update execution set version = ?, status = ?, due_at = {extended.format('due_at')},"
+        f" lease_expires_at = {extended.format('lease_expires_at')}, doc = ? where id = ? and version = ?",
         (
             execution.version,
             execution.status,
-            due_at,
-            lease_expires_at,
+            *(execution.status, due_at, due_at),
+            *(execution.status, lease_expires_at, lease_expires_at),
             _encode(execution),
             execution.id,
             expected_version,
@@ -343,6 +360,14 @@ def _write_saga(c: sqlite3.Connection, saga: Saga, expected_version: int) -> Non
     ).rowcount
     if changed != 1:
         raise VersionConflict(f"saga {saga.execution_id} is no longer at version {expected_version}")
+
+
+def _with_longer_lease(execution: Execution, known: Execution) -> Execution:
+    """Return `execution` with the expiry that `known` has, if both hold the same lease and that is later."""
+    lease, other = execution.lease, known.lease
+    if lease is None or other is None or lease.fence != other.fence or lease.expires_at >= other.expires_at:
+        return execution
+    return replace(execution, lease=other, due_at=known.due_at)
 
 
 def _execution(row: tuple[Any, ...]) -> Execution:

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import argon2
-from argon2.exceptions import InvalidHashError, VerificationError
+from argon2.exceptions import InvalidHashError, VerificationError, VerifyMismatchError
 
 from runtape.ports.errors import Permanent
 
@@ -57,7 +57,7 @@ class Argon2Hasher:
     def _verify(self, password: str, password_hash: str) -> bool:
         try:
             return self._argon2.verify(password_hash, password.encode(errors="surrogatepass"))
-        except InvalidHashError:
-            raise Permanent("a stored password hash is damaged") from None
-        except VerificationError:
+        except VerifyMismatchError:
             return False
+        except (VerificationError, InvalidHashError):
+            raise Permanent("a stored password hash is damaged") from None

@@ -40,7 +40,8 @@ from runtape.ports.errors import SandboxUnavailable
 from runtape.ports.pod_runtime import PodEnded, PodKey, PodSpec, Runtime
 
 from .keeper import wire
-from .pod import CANCELLED, Pod, make_order
+from .order import group_limits, make_order
+from .pod import CANCELLED, Pod
 from .pool import BoxPool, Shape
 from .runtimes import InstalledRuntime, detect, starters
 
@@ -87,12 +88,13 @@ class LocalSandbox:
         self._installed = {(each.runtime.lang, each.runtime.version): each for each in found}
         prefixes = {each.shown_prefix for each in found if each.shown_prefix is not None}
         real_path = os.path.realpath(self._data_dir)
+        memory_bytes, processes = group_limits(self._default_limits)
         opening = wire.Opening(
             instance=hashlib.sha256(os.fsencode(real_path)).hexdigest()[:12],
             prefixes=tuple(sorted(prefixes)),
             starters=starters(),
-            memory_bytes=self._default_limits.memory_mb << 20,
-            processes=self._default_limits.processes,
+            memory_bytes=memory_bytes,
+            processes=processes,
         )
         pool = BoxPool(Path(real_path), opening, _shape(self._default_limits), self._armed_boxes)
         try:
@@ -116,7 +118,7 @@ class LocalSandbox:
             message = f"no {spec.lang} {spec.lang_version} is installed here"
             pod.fail(Outcome(kind=OutcomeKind.SANDBOX_ERROR, reason="runtime_missing", message=message))
             return
-        order = make_order(runtime, spec.source, spec.limits, bounded_by_cgroup=pool.mode.cgroups != "none")
+        order = make_order(runtime, spec.source, spec.limits, pool.armed_limits)
         try:
             for tries_left in reversed(range(_DEAD_BOXES_TO_TRY)):
                 box = await pool.take(_shape(spec.limits), pod.on_reaped)

@@ -17,7 +17,6 @@ wins over it, since what was printed after is lost.  Otherwise the first reason 
 import asyncio
 import math
 import os
-import resource
 import signal
 import time
 from collections.abc import Callable
@@ -25,7 +24,6 @@ from typing import Final
 
 from runtape.domain.limits import Limits
 from runtape.domain.outcome import Outcome, OutcomeKind, Usage
-from runtape.domain.source import Source
 from runtape.domain.tape import RECORD_BYTES, Stream
 from runtape.ports.pod_runtime import PodEnded, PodKey
 
@@ -33,7 +31,6 @@ from .armed_box import ArmedBox
 from .keeper import wire
 from .output import Output
 from .pool import BoxPool
-from .runtimes import InstalledRuntime
 
 _CPUS: Final = os.cpu_count() or 1
 _TIMER_GRAIN_S: Final = 0.001
@@ -42,6 +39,7 @@ _NEVER_S: Final = math.inf
 LEASE_EXPIRED: Final = Outcome(
     kind=OutcomeKind.SANDBOX_ERROR, reason="lease_expired", message="the lease was not extended in time"
 )
+OUTPUT_CUT: Final = Outcome(kind=OutcomeKind.OUTPUT_LIMIT)
 CANCELLED: Final = Outcome(kind=OutcomeKind.CANCELLED)
 _KILLED_BY_KEEPER: Final = {
     "oom": Outcome(kind=OutcomeKind.MEMORY_LIMIT, reason="oom"),
@@ -87,7 +85,7 @@ class Pod:
         self._box, self._pool = box, pool
         self._loop.add_reader(box.channel.fileno(), self._on_told)
         self._read_on()
-        if pool.mode.cgroups == "none":
+        if pool.armed_limits is None:
             pool.bound_memory(box, self._limits.memory_mb << 20)
         now_s = self._loop.time()
         self._wall_due_s = now_s + self._limits.wall_s
@@ -122,7 +120,7 @@ class Pod:
             self._loop.remove_reader(fd)
         elif not self.output.append(stream, time.monotonic_ns() - self._started_ns, piece):
             self._pause()
-            self.stop(Outcome(kind=OutcomeKind.OUTPUT_LIMIT))
+            self.stop(OUTPUT_CUT)
         elif self.output.above_high_water:
             self._pause()
 
@@ -219,7 +217,7 @@ class Pod:
 
     def _outcome_of(self, ended: wire.Ended) -> Outcome:
         if self.output.truncated:
-            return Outcome(kind=OutcomeKind.OUTPUT_LIMIT)
+            return OUTPUT_CUT
         if ended.oom_kills:
             return _KILLED_BY_KEEPER["oom"]
         status = ended.wait_status
@@ -253,45 +251,3 @@ class Pod:
         self.ended = PodEnded(key=self._key, outcome=outcome, usage=usage, last_seq=self.output.last_seq)
         self.gone.set_result(None)
         self._on_ended(self.ended)
-
-
-OUTPUT_CUT: Final = Outcome(kind=OutcomeKind.OUTPUT_LIMIT)
-
-
-def make_order(runtime: InstalledRuntime, source: Source, limits: Limits, *, bounded_by_cgroup: bool) -> wire.Order:
-    """Return what a box needs to run `source`.
-
-    The script comes last, over an uploaded file of its name.  Lone surrogates in its text, which JSON can carry,
-    pass through: the interpreter will complain to its author.
-    """
-    memory_bytes, disk_bytes = limits.memory_mb << 20, limits.disk_mb << 20
-    script = source.script.encode("utf-8", "surrogatepass")
-    cpu_s = math.ceil(limits.cpu_s)
-    rlimits = [
-        (resource.RLIMIT_FSIZE, disk_bytes, disk_bytes),
-        (resource.RLIMIT_NOFILE, limits.open_files, limits.open_files),
-        # Of one process; the keeper bounds the tree.  These are for the case that it cannot.
-        (resource.RLIMIT_CPU, cpu_s + 1, cpu_s + 2),
-    ]
-    if not bounded_by_cgroup and runtime.reserve_mb:
-        space_bytes = memory_bytes + (runtime.reserve_mb << 20)
-        rlimits.append((resource.RLIMIT_AS, space_bytes, space_bytes))
-    path = "/usr/local/bin:/usr/bin:/bin"
-    if runtime.shown_prefix is not None:
-        path = f"{runtime.shown_prefix}/bin:{path}"
-    env = {b"PATH": path.encode(), b"HOME": b"/box", b"LANG": b"C.UTF-8"}
-    env.update((_encoded(name), _encoded(value)) for name, value in source.env)
-    argv = [part.replace("{memory_mb}", str(limits.memory_mb)).encode() for part in runtime.argv]
-    return wire.Order(
-        files=(*((file.path, file.content) for file in source.files), (runtime.runtime.file_name, script)),
-        argv=(*argv, *(_encoded(argument) for argument in source.args)),
-        env=env,
-        rlimits=tuple(rlimits),
-        memory_bytes=memory_bytes,
-        processes=limits.processes,
-        stdin=source.stdin,
-    )
-
-
-def _encoded(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")

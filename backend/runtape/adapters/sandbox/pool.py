@@ -114,6 +114,11 @@ class BoxPool:
         if not self._stock:
             self.give_back(await self.take(self._shape, lambda _: None))
 
+    @property
+    def armed_limits(self) -> tuple[int, int] | None:
+        """(memory, processes) that a box's cgroup is armed with; None where boxes have none."""
+        return None if self.mode.cgroups == "none" else (self._opening.memory_bytes, self._opening.processes)
+
     # Taking
 
     async def take(self, shape: Shape, on_reaped: Callable[[wire.Reaped], None]) -> ArmedBox:

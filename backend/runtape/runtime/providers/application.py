@@ -20,8 +20,10 @@ from runtape.application.streaming import Streams
 from runtape.application.submission import Submissions
 from runtape.application.sweeping import Sweeper
 from runtape.domain.limits import LimitPolicy
+from runtape.ports.admission import AdmissionQueue
 from runtape.ports.clock import Clock, Ids
 from runtape.ports.identity import IdentityStore, PasswordHasher
+from runtape.ports.live import LiveFeed
 from runtape.ports.log import EventLog
 from runtape.ports.pod_runtime import PodRuntime
 from runtape.ports.stores import BlobStore, ExecutionStore, SagaStore, TapeStore, UnitOfWork
@@ -45,7 +47,6 @@ class ApplicationProvider(Provider):
     announcer = provide(Announcer)
     library = provide(SourceLibrary)
     catalogue = provide(RuntimeCatalogue)
-    streams = provide(Streams)
     queries = provide(Queries)
     submissions = provide(Submissions)
     admission = provide(Admission)
@@ -68,6 +69,25 @@ class ApplicationProvider(Provider):
     @provide
     def tasks(self) -> Tasks:
         return Tasks(lambda name, error: log.error("task.failed", task=name, exc_info=error))
+
+    @provide
+    def streams(
+        self,
+        settings: Settings,
+        executions: ExecutionStore,
+        tape: TapeStore,
+        feed: LiveFeed,
+        queue: AdmissionQueue,
+        clock: Clock,
+    ) -> Streams:
+        return Streams(
+            executions=executions,
+            tape=tape,
+            feed=feed,
+            queue=queue,
+            clock=clock,
+            heartbeat_s=settings.streams.heartbeat_s,
+        )
 
     @provide
     def flow(

@@ -168,7 +168,7 @@ class Keeper:
             if slot >= _HOST_UIDS:
                 raise OSError(errno.EAGAIN, f"{_HOST_UIDS} boxes live already")
             if group is not None:
-                group.make(self._opening.memory_bytes, self._opening.processes + 1)
+                group.make(self._opening.memory_bytes, self._opening.processes)
                 group.listen_for_oom()
             box = make_box(number, shape, slot, group, self._confinement)
         except OSError as error:

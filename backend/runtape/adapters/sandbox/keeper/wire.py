@@ -45,7 +45,7 @@ class Opening(NamedTuple):
     """(name, content) of the files that are shown in STARTERS."""
     memory_bytes: int
     processes: int
-    """Limits that a box is armed with; its order may name others."""
+    """Limits of the cgroup that a box is armed with; its order may name others.  `processes` counts pid 1 too."""
 
 
 class Opened(NamedTuple):
@@ -69,6 +69,7 @@ class Order(NamedTuple):
     """(resource, soft, hard)."""
     memory_bytes: int
     processes: int
+    """Limits of its cgroup, where it has one; 0 leaves what it was armed with.  `processes` counts pid 1 too."""
     stdin: bytes
 
 
