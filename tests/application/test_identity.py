@@ -162,6 +162,17 @@ class TestFirstStart:
         assert principal.project_id
         assert await world.identity.ensure_admin(None) is None
 
+    async def test_admin_made_where_nobody_can_be_shown_a_password_gets_one_later(self) -> None:
+        world = World()
+        assert await world.identity.ensure_admin(None, generate=False) is None
+        assert await world.identity.ensure_admin(None, generate=False) is None
+        with pytest.raises(Unauthenticated):
+            await world.identity.login("admin", "", PEER)
+        password = await world.identity.ensure_admin(None)
+        assert password is not None
+        assert (await world.identity.login("admin", password, PEER)).principal.role is Role.ADMIN
+        assert len(world.store.users) == 1
+
     async def test_given_password_is_not_told_and_a_later_one_changes_nothing(self, world: World) -> None:
         assert await world.identity.ensure_admin("another") is None
         assert len(world.store.users) == 1

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from runtape.cli.main import main
 from runtape.cli.submission import language
 from runtape.cli.summary import duration, outcome_text, size
 from tests.cli.commands import COMMAND, environment, runtape
@@ -27,17 +28,17 @@ def test_help_of_run_tells_the_exit_codes() -> None:
 
 
 @pytest.mark.parametrize("arguments", [["bogus"], ["tape"], ["tape", "id", "--speed", "fast"], ["config", "shwo"]])
-def test_wrong_usage_is_one_line_and_exits_with_2(arguments: list[str]) -> None:
-    done = runtape(*arguments)
-    assert done.returncode == 2
-    assert done.stderr.startswith(b"error: ")
-    assert done.stderr.count(b"\n") == 1
+def test_wrong_usage_is_one_line_and_exits_with_2(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("error: ")
+    assert printed.err.count("\n") == 1
 
 
-def test_tests_are_left_to_the_launcher() -> None:
-    done = runtape("test", "-k", "x")
-    assert done.returncode == 1
-    assert b"./runtape test" in done.stderr
+def test_tests_are_left_to_the_launcher(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["test", "-k", "x"]) == 1
+    assert "./runtape test" in capfd.readouterr().err
 
 
 def test_run_imports_nothing_of_the_server() -> None:
@@ -56,25 +57,31 @@ def test_run_imports_nothing_of_the_server() -> None:
     assert all(name.startswith("runtape.cli") for name in own)
 
 
-def test_config_show_names_sources_and_masks_secrets(tmp_path: Path) -> None:
-    env = {"RUNTAPE_ADMIN_PASSWORD": "hunter2", "RUNTAPE_DATA": str(tmp_path)}
+def test_config_show_names_sources_and_masks_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RUNTAPE_ADMIN_PASSWORD", "hunter2")
+    monkeypatch.setenv("RUNTAPE_DATA", str(tmp_path))
     (tmp_path / "runtape.toml").write_text('log_level = "debug"\n')
-    done = runtape("config", "show", "--json", env=env)
-    rows = {row["name"]: row for row in json.loads(done.stdout)}
+    assert main(["config", "show", "--json"]) == 0
+    shown = capfd.readouterr().out
+    rows = {row["name"]: row for row in json.loads(shown)}
     assert rows["log_level"]["value"] == "debug"
     assert rows["log_level"]["source"] == "runtape.toml"
     assert rows["admin_password"]["source"] == "RUNTAPE_ADMIN_PASSWORD"
     assert rows["limits.wall_s"]["source"] == "default"
-    assert b"hunter2" not in done.stdout
-    plain = runtape("config", "show", env=env)
-    assert b"hunter2" not in plain.stdout
-    assert any(line.split()[:2] == ["log_level", "debug"] for line in plain.stdout.decode().splitlines())
+    assert main(["config", "show"]) == 0
+    plain = capfd.readouterr().out
+    assert any(line.split()[:2] == ["log_level", "debug"] for line in plain.splitlines())
+    assert "hunter2" not in shown + plain
 
 
-def test_config_show_names_the_wrong_setting(tmp_path: Path) -> None:
-    done = runtape("config", "show", "--data", tmp_path, env={"RUNTAPE_ADMISSION__RUNNING": "many"})
-    assert done.returncode == 1
-    assert done.stderr.startswith(b"error: a setting is not valid: admission.running: ")
+def test_config_show_names_the_wrong_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RUNTAPE_ADMISSION__RUNNING", "many")
+    assert main(["config", "show", "--data", str(tmp_path)]) == 1
+    assert capfd.readouterr().err.startswith("error: a setting is not valid: admission.running: ")
 
 
 @pytest.mark.parametrize(

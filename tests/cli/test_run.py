@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from runtape.cli.exit_codes import exit_code
+from runtape.cli.main import main
 from tests.cli.commands import COMMAND, environment, runtape, start
 from tests.cli.fake_server import BEGIN, EXECUTION, FakeServer, Reply, Request, lifecycle, output, result
 
@@ -224,14 +225,16 @@ def test_restart_is_said(server: FakeServer, script: Path) -> None:
         ),
     ],
 )
-def test_refusal_of_the_server(server: FakeServer, script: Path, answer: dict[str, Any], told: str) -> None:
+def test_refusal_of_the_server(
+    server: FakeServer, script: Path, answer: dict[str, Any], told: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     async def execute(request: Request, reply: Reply) -> None:
         headers = {"Retry-After": answer["retry_after"]} if "retry_after" in answer else None
         await reply.json(answer["status"], answer, headers)
 
     server.handlers["POST /execute"] = execute
-    done = runtape("run", script, "--server", server.url)
-    assert (done.returncode, done.stdout, done.stderr.decode()) == (125, b"", told)
+    assert main(["run", str(script), "--server", server.url]) == 125
+    assert capfd.readouterr() == ("", told)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -374,11 +377,14 @@ def test_own_lines_are_dim_on_a_terminal_unless_colour_is_unwanted(
         (["{script}", "--server", "http://127.0.0.1:1"], "error: cannot reach http://127.0.0.1:1: Connection refused"),
     ],
 )
-def test_errors_name_the_thing_and_exit_with_125(script: Path, arguments: list[str], told: str) -> None:
+def test_errors_name_the_thing_and_exit_with_125(
+    script: Path, arguments: list[str], told: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     (script.parent / "hello.py.txt").write_text("no language\n")
-    done = runtape("run", *(argument.format(script=script) for argument in arguments))
-    assert told in done.stderr.decode()
-    assert (done.returncode, done.stdout) == (125, b"")
+    code = main(["run", *(argument.format(script=script) for argument in arguments)])
+    printed = capfd.readouterr()
+    assert told in printed.err
+    assert (code, printed.out) == (125, "")
 
 
 def test_script_that_is_no_text_is_refused(tmp_path: Path) -> None:

@@ -34,6 +34,9 @@ from runtape.domain.ids import ApiKeyId, ProjectId, SessionId, UserId
 from runtape.ports.clock import Clock, Ids
 from runtape.ports.identity import IdentityStore, PasswordHasher
 
+NO_PASSWORD = ""
+"""Stands in place of a hash for a user who cannot log in; no password verifies against it."""
+
 ADMIN_NAME = "admin"
 LOCAL_KEY_ID = ApiKeyId("local")
 """The id of the server's own key: there is one such document, so there is one such key."""
@@ -82,25 +85,29 @@ class Identity:
         self._failures = _Failures(clock)
         self._principals = _Principals(clock)
 
-    async def ensure_admin(self, password: str | None) -> str | None:
-        """Make the user `ADMIN_NAME` when there is no user at all.
+    async def ensure_admin(self, password: str | None, *, generate: bool = True) -> str | None:
+        """Make the user `ADMIN_NAME` when there is no user at all, and give it a password while it has none.
 
-        Returns the password that was generated because `password` is None, this one time; else None.
+        Returns the password that was generated because `password` is None, this one time; else None.  Without
+        `generate`, for a server that can show nobody a password, the admin cannot log in until a later call.
         """
-        if await self._store.has_users():
+        generated = self._ids.new_secret()[:24] if password is None and generate else None
+        chosen = password or generated
+        if not await self._store.has_users():
+            admin = User(
+                id=UserId(self._ids.new_id()),
+                username=ADMIN_NAME,
+                password_hash=await self._hasher.hash(chosen) if chosen else NO_PASSWORD,
+                role=Role.ADMIN,
+                project_id=ProjectId(self._ids.new_id()),
+                created_at=self._clock.now(),
+            )
+            return generated if await self._store.add_user(admin) else None
+        known = await self._store.user_by_name(ADMIN_NAME)
+        if known is None or known.password_hash != NO_PASSWORD or chosen is None:
             return None
-        generated = None
-        if password is None:
-            password = generated = self._ids.new_secret()[:24]
-        admin = User(
-            id=UserId(self._ids.new_id()),
-            username=ADMIN_NAME,
-            password_hash=await self._hasher.hash(password),
-            role=Role.ADMIN,
-            project_id=ProjectId(self._ids.new_id()),
-            created_at=self._clock.now(),
-        )
-        return generated if await self._store.add_user(admin) else None
+        await self._store.replace_password_hash(known.id, NO_PASSWORD, await self._hasher.hash(chosen))
+        return generated
 
     async def login(self, username: str, password: str, peer: str) -> Login:
         """Begin a session of `username` for somebody at the address `peer`.

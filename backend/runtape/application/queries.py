@@ -57,12 +57,11 @@ class Queries:
     async def output(self, principal: Principal, execution_id: ExecutionId, stream: Stream) -> Output:
         """Return what is known of one stream.  Raises: NotFound."""
         execution = await self.execution(principal, execution_id)
-        summary = await self._tape.summary(PodKey(execution.id, execution.attempt))
+        stored = execution.result
+        held = stored or await self._tape.summary(PodKey(execution.id, execution.attempt))
         if stream is Stream.STDOUT:
-            size_bytes, sha256 = summary.stdout_bytes, summary.stdout_sha256
-        else:
-            size_bytes, sha256 = summary.stderr_bytes, summary.stderr_sha256
-        return Output(execution, stream, size_bytes, sha256 if execution.result is not None else None)
+            return Output(execution, stream, held.stdout_bytes, stored and stored.stdout_sha256)
+        return Output(execution, stream, held.stderr_bytes, stored and stored.stderr_sha256)
 
     def output_bytes(self, output: Output, start: int, end: int) -> AsyncIterator[bytes]:
         """Yield the bytes `start` to `end` (exclusive) exactly as they were printed."""

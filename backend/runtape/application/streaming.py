@@ -210,6 +210,8 @@ class ExecutionStream:
                     batch = []
                 async for page in self._records(closes):
                     yield page
+                if execution.result is None and step.type in _ENDED and not self._precedes(execution, step):
+                    return  # its last records are on their way to the tape
             self._step(step)
             summary = None
             if step.type == ResultStored.type:

@@ -16,6 +16,7 @@ from runtape.domain import execution as executions
 from runtape.domain.errors import (
     IdempotencyConflict,
     InvalidPath,
+    NotFound,
     NotTerminal,
     QueueFull,
     ScriptTooLarge,
@@ -95,12 +96,9 @@ class Submissions:
         """
         spec, source, file_name = self._checked(submission)
         _check_files(source, file_name)
-        key = submission.idempotency_key
-        if key is not None and not 0 < len(key.encode()) <= IDEMPOTENCY_KEY_BYTES:
-            raise ValidationFailed(
-                f"an idempotency key has 1 to {IDEMPOTENCY_KEY_BYTES} bytes", field="Idempotency-Key"
-            )
-        return await self._accept(principal, spec, source, key, submission.body_sha256, retry_of=None)
+        return await self._accept(
+            principal, spec, source, submission.idempotency_key, submission.body_sha256, retry_of=None
+        )
 
     async def retry(self, principal: Principal, execution_id: ExecutionId, idempotency_key: str | None) -> ExecutionId:
         """Run the source of an ended execution again, as a new execution.  Raises: NotFound; NotTerminal."""
@@ -121,7 +119,8 @@ class Submissions:
 
         async def decide(documents: Documents) -> Step:
             execution = await documents.execution(execution_id)
-            assert execution is not None
+            if execution is None:
+                raise NotFound(f"no execution {execution_id}")
             messages = executions.cancel(execution, principal.username, reason, self._clock.now())
             return Step(changes=(execution_change(execution, messages),)) if messages else Step()
 
@@ -144,8 +143,13 @@ class Submissions:
         body_sha256: str,
         retry_of: ExecutionId | None,
     ) -> ExecutionId:
-        if key is not None and (known := await self._known(principal, key, body_sha256)) is not None:
-            return known
+        if key is not None:
+            if not 0 < len(key.encode()) <= IDEMPOTENCY_KEY_BYTES:
+                raise ValidationFailed(
+                    f"an idempotency key has 1 to {IDEMPOTENCY_KEY_BYTES} bytes", field="Idempotency-Key"
+                )
+            if (known := await self._known(principal, key, body_sha256)) is not None:
+                return known
         if not self._queue.has_room(principal.project_id):
             raise QueueFull("the queue is full; try again later", retry_after_s=QUEUE_RETRY_S)
         now = self._clock.now()

@@ -141,7 +141,7 @@ async def _serve(settings: Settings, host: str, port: int, ephemeral: bool, pods
     service = Service(settings, pods)
     try:
         await service.start()
-        await _credentials(service, settings)
+        await _credentials(service, settings, ephemeral)
         app = await make_app(service.container, settings.allowances, MAX_BODY_BYTES, settings.streams.send_timeout_s)
         server = _http_server(app)
         url = _url(listener)
@@ -190,11 +190,14 @@ def _url(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-async def _credentials(service: Service, settings: Settings) -> None:
-    """Make the admin on the first start, and the local CLI's key whenever it is missing."""
+async def _credentials(service: Service, settings: Settings, ephemeral: bool) -> None:
+    """Make the admin on the first start, and the local CLI's key whenever it is missing.
+
+    An ephemeral server writes to a log file, where no password belongs: the first `runtape up` shows one.
+    """
     identity = await service.identity()
     given = settings.admin_password.get_secret_value() if settings.admin_password else None
-    password = await identity.ensure_admin(given)
+    password = await identity.ensure_admin(given, generate=not ephemeral)
     if password is not None:
         print(f"first start: user admin, password {password} (shown once)", flush=True)
     path = settings.data / KEY_FILE

@@ -36,8 +36,9 @@ class SqliteExecutionStore:
     This process is the file's only writer, so a document that was committed here is the newest there is.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, sagas: "SqliteSagaStore") -> None:
         self._database = database
+        self._sagas = sagas
         self._live: dict[ExecutionId, Execution] = {}
         self._recent: OrderedDict[ExecutionId, Execution] = OrderedDict()
 
@@ -183,6 +184,7 @@ class SqliteExecutionStore:
         await self._database.write(work, durable=True)
         self._live.pop(execution_id, None)
         self._recent.pop(execution_id, None)
+        self._sagas.deleted(execution_id)
 
 
 class SqliteSagaStore:
@@ -198,6 +200,10 @@ class SqliteSagaStore:
             self._live.pop(saga.execution_id, None)
         else:
             self._live[saga.execution_id] = saga
+
+    def deleted(self, execution_id: ExecutionId) -> None:
+        """Take note that the saga was removed with its execution."""
+        self._live.pop(execution_id, None)
 
     async def get(self, execution_id: ExecutionId) -> Saga | None:
         known = self._live.get(execution_id)

@@ -4,12 +4,14 @@ import asyncio
 import sqlite3
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 
 import msgspec
 
 from runtape.adapters.embedded.database import Database
 from runtape.domain.events import MESSAGE_TYPES, Message
 from runtape.domain.ids import EventId
+from runtape.ports.errors import Transient
 from runtape.ports.log import Delivery
 
 _encode = msgspec.json.Encoder().encode
@@ -65,19 +67,23 @@ class SqliteEventLog:
                     await state.woken.wait()
                     state.woken.clear()
         finally:
-            del self._groups[group]
+            if self._groups.get(group) is state:
+                del self._groups[group]
+                self._store_offsets([state])
 
     async def _catch_up(self, state: "_Group") -> AsyncIterator[Delivery]:
         """Deliver from the table until nothing lies between it and what arrives in memory."""
         while True:
+            newest = state.newest
             rows = await self._database.read(
                 lambda c, after=state.read_to: c.execute(
                     "select offset, topic, type, body from log where offset > ? order by offset limit ?", (after, PAGE)
                 ).fetchall()
             )
             if not rows:
-                # Nothing is awaited between this read's answer and the switch, so no row can slip past both.
-                if state.overtaken():
+                # Nothing is awaited between this read's answer and the switch, so no row can slip past both: what
+                # was told before the read is behind us, and what is told from now on waits in memory.
+                if state.newest != newest:
                     continue
                 state.behind = False
                 return
@@ -99,10 +105,14 @@ class SqliteEventLog:
 
     def _flush(self) -> None:
         self._flusher = None
-        rows = [(group.name, group.low_watermark()) for group in self._groups.values()]
-        self._database.write(
-            lambda c: c.executemany("insert or replace into consumer_offset values (?,?)", rows).rowcount
-        ).add_done_callback(lambda future: future.exception())
+        self._store_offsets(list(self._groups.values()))
+
+    def _store_offsets(self, groups: Sequence["_Group"]) -> None:
+        rows = [(group.name, group.low_watermark()) for group in groups]
+        with suppress(Transient):  # the store is closed: what is not noted is delivered again
+            self._database.write(
+                lambda c: c.executemany("insert or replace into consumer_offset values (?,?)", rows).rowcount
+            ).add_done_callback(lambda future: future.exception())
 
     async def ready(self) -> None:
         await self._database.write(lambda c: c.execute("select max(offset) from log").fetchone())
@@ -127,11 +137,15 @@ class _Group:
         self.behind = True
         """Whether messages have to be read from the table before those that arrive now."""
         self.woken = asyncio.Event()
+        self.newest = offset
+        """The newest offset that was told to this group."""
         self._done_ahead: set[int] = set()
-        self._newest = offset
 
     def offer(self, offset: int, message: Message, *, done: bool) -> None:
-        self._newest = offset
+        """Take a message that was just committed; `done` says that the group has acted on it."""
+        self.newest = offset
+        if offset <= self.read_to:  # read from the table before this was told
+            return
         if self.behind:
             if done:
                 self._done_ahead.add(offset)
@@ -148,19 +162,17 @@ class _Group:
         self.woken.set()
 
     def take(self) -> Delivery:
+        """Return the message that has waited longest; it is in flight now."""
         offset, message = self.waiting.popleft()
         self.in_flight.add(offset)
         return Delivery(message, offset)
 
     def is_done(self, offset: int) -> bool:
+        """Whether the group had acted on the message before it was read."""
         if offset in self._done_ahead:
             self._done_ahead.discard(offset)
             return True
         return False
-
-    def overtaken(self) -> bool:
-        """Whether a message was committed while the table was being read."""
-        return self._newest > self.read_to
 
     def low_watermark(self) -> int:
         """Return the offset up to which everything is acknowledged."""

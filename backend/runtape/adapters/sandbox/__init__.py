@@ -4,6 +4,7 @@ Begin with `local.py` (who talks to whom, and who dies when); then `keeper/`, wh
 of the service, and `pod.py`, which follows one run.
 """
 
+from .host import HostCheck, State, inspect_host
 from .local import LocalSandbox
 
-__all__ = ["LocalSandbox"]
+__all__ = ["HostCheck", "LocalSandbox", "State", "inspect_host"]

@@ -48,6 +48,11 @@ async def lock(path: Path, timeout_s: float) -> int:
         await asyncio.sleep(_LOCK_RETRY_S)  # the kernel tells nobody that a lock became free
 
 
+def command(control_fd: int, lock_fd: int) -> list[str]:
+    """Return the command that runs a keeper on two inherited descriptors."""
+    return [os.path.realpath(sys.executable), "-I", "-S", str(_BOOT), str(control_fd), str(lock_fd)]
+
+
 class KeeperProcess:
     """A running keeper.
 
@@ -70,7 +75,7 @@ class KeeperProcess:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             self._process = subprocess.Popen(
-                [os.path.realpath(sys.executable), "-I", "-S", str(_BOOT), str(theirs.fileno()), str(lock_fd)],
+                command(theirs.fileno(), lock_fd),
                 pass_fds=(theirs.fileno(), lock_fd),
                 env=_ENVIRONMENT,
                 cwd="/",

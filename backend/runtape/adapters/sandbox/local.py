@@ -61,7 +61,7 @@ class LocalSandbox:
         default two per processor.  Boxes are armed for `default_limits`: a run with other `disk_mb` or `inodes`
         waits some milliseconds for one made to order.
         """
-        self._data_dir = data_dir
+        self._data_dir = data_dir.resolve()
         self._armed_boxes = armed_boxes if armed_boxes is not None else 2 * (os.cpu_count() or 1)
         self._default_limits = default_limits or Limits()
         self._installed: dict[tuple[str, str], InstalledRuntime] = {}
@@ -87,16 +87,15 @@ class LocalSandbox:
         found, _ = await asyncio.to_thread(detect)
         self._installed = {(each.runtime.lang, each.runtime.version): each for each in found}
         prefixes = {each.shown_prefix for each in found if each.shown_prefix is not None}
-        real_path = os.path.realpath(self._data_dir)
         memory_bytes, processes = group_limits(self._default_limits)
         opening = wire.Opening(
-            instance=hashlib.sha256(os.fsencode(real_path)).hexdigest()[:12],
+            instance=hashlib.sha256(os.fsencode(self._data_dir)).hexdigest()[:12],
             prefixes=tuple(sorted(prefixes)),
             starters=starters(),
             memory_bytes=memory_bytes,
             processes=processes,
         )
-        pool = BoxPool(Path(real_path), opening, _shape(self._default_limits), self._armed_boxes)
+        pool = BoxPool(self._data_dir, opening, _shape(self._default_limits), self._armed_boxes)
         try:
             await pool.open()
         except BaseException:

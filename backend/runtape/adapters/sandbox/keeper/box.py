@@ -162,8 +162,7 @@ def _become_box(
         kept = _close_all_but(kept)
         channel_fd = kept.channel
         for kind, limits in _FIXED_LIMITS:
-            _, hard = resource.getrlimit(kind)
-            resource.setrlimit(kind, limits if hard == resource.RLIM_INFINITY else tuple(min(n, hard) for n in limits))
+            resource.setrlimit(kind, _within(resource.getrlimit(kind)[1], limits))
         linux.drop_capabilities()
         linux.forbid_new_privileges()
         linux.prctl(linux.PR_SET_DUMPABLE, 0)
@@ -179,6 +178,10 @@ def _become_box(
         os.write(channel_fd, wire.pack("failed", f"{type(error).__name__}: {error}"))
         os._exit(1)
     init.serve(channel, GroupFiles(*kept[4:]))
+
+
+def _within(hard: int, limits: tuple[int, int]) -> tuple[int, int]:
+    return limits if hard == resource.RLIM_INFINITY else (min(limits[0], hard), min(limits[1], hard))
 
 
 def _become_user(host_uid: int, host_gid: int) -> None:

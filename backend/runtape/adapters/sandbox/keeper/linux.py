@@ -98,10 +98,12 @@ def clone(flags: int, exit_signal: int) -> tuple[int, int]:
 
 
 def unshare(flags: int) -> None:
+    """Move this process to new namespaces."""
     _checked(_libc.unshare(flags), f"unshare({flags:#x})")
 
 
 def mount(source: str | None, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
+    """Mount, bind or change a mount, as mount(2) has it."""
     encoded = [None if text is None else os.fsencode(text) for text in (source, target, kind, options)]
     result = _libc.mount(encoded[0], encoded[1], encoded[2], _long(flags), encoded[3])
     _checked(result, f"mount {kind or source or 'flags'} on {target}")
@@ -123,19 +125,23 @@ def set_mount_attributes(target: str, attributes: int, *, below: bool = True) ->
 
 
 def unmount(target: str) -> None:
+    """Take the mount at `target` out of sight with all below it; it goes when nobody uses it."""
     _checked(_libc.umount2(os.fsencode(target), MNT_DETACH), f"umount {target}")
 
 
 def pivot_root(new_root: str, put_old: str) -> None:
+    """Make the mount at `new_root` the root of this mount namespace, and show the old one at `put_old`."""
     result = _libc.syscall(_long(_SYS_PIVOT_ROOT[MACHINE]), os.fsencode(new_root), os.fsencode(put_old))
     _checked(result, "pivot_root")
 
 
 def set_hostname(name: bytes) -> None:
+    """Name the machine as this uts namespace sees it."""
     _checked(_libc.sethostname(name, ctypes.c_size_t(len(name))), "sethostname")
 
 
 def prctl(operation: int, value: int) -> None:
+    """Change an attribute of this process."""
     _checked(_libc.prctl(operation, _long(value), _long(0), _long(0), _long(0)), f"prctl({operation})")
 
 
@@ -157,6 +163,7 @@ def drop_capabilities() -> None:
 
 
 def forbid_new_privileges() -> None:
+    """Make set-uid bits and file capabilities void for this process and all that it starts."""
     prctl(_PR_SET_NO_NEW_PRIVS, 1)
 
 

@@ -12,6 +12,7 @@ host is resolved on behalf of a box.  As the copy crosses a user namespace, the 
 none can be made writable or be lifted, not even by somebody who got capabilities inside.
 """
 
+import contextlib
 import os
 from collections.abc import Sequence
 from typing import Final
@@ -122,10 +123,8 @@ def enter_box(disk_bytes: int, inodes: int) -> None:
     os.mkdir(f"{work}/{TEMPORARY}", 0o700)
     linux.mount(f"{work}/{TEMPORARY}", f"{_IMAGE}/tmp", None, linux.MS_BIND)
     proc_flags = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
-    try:
+    with contextlib.suppress(PermissionError):
         linux.mount("proc", f"{_IMAGE}/proc", "proc", proc_flags, "hidepid=2,subset=pid")
-    except PermissionError:
-        pass
     os.chdir(_IMAGE)
     linux.pivot_root(".", ".")
     linux.unmount(".")

@@ -27,7 +27,7 @@ import socket
 import time
 import traceback
 from collections import deque
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 from . import cgroups, linux, rootfs, seccomp, watchdog, wire
 from .box import Box, Confinement, make_box
@@ -195,14 +195,14 @@ class Keeper:
             datagram, fds, _, _ = socket.recv_fds(box.channel, wire.DATAGRAM_BYTES, 1)
         except ConnectionResetError:
             datagram, fds = b"", []
-        told = wire.unpack(datagram) if datagram else ("failed", "it died")
+        told: tuple[Any, ...] = wire.unpack(datagram) if datagram else ("failed", "it died")
         if fds:
             box.work_directory_fd = fds[0]
         self._forget(box.channel.fileno())
         self._making -= 1
         if told[0] == "armed" and not box.kill_reason:
             box.armed = True
-            box.arming_cpu_ns = told[1:]
+            box.arming_cpu_ns = (told[1], told[2])
             handed = [box.channel.fileno(), *box.output_fds, box.pidfd]
             self._send("armed", *box.shape, box.number, fds=handed)
         else:
@@ -315,7 +315,9 @@ _USERNS_FIX: Final = (
     "kernel.unprivileged_userns_clone=1 and kernel.apparmor_restrict_unprivileged_userns=0; "
     "in a container, run with a seccomp profile that permits clone and mount"
 )
-_MOUNT_FIX: Final = "in a container, permit mounts: --security-opt seccomp=unconfined --security-opt apparmor=unconfined"
+_MOUNT_FIX: Final = (
+    "in a container, permit mounts: --security-opt seccomp=unconfined --security-opt apparmor=unconfined"
+)
 
 
 def _check_machine() -> None:

@@ -98,8 +98,10 @@ STARTERS: Final = "/runtape"
 
 
 def pack(*message: Any) -> bytes:
+    """Return `message` as a datagram."""
     return marshal.dumps(message)
 
 
 def unpack(datagram: bytes) -> tuple[Any, ...]:
+    """Return the message that `pack` made a datagram of."""
     return marshal.loads(datagram)
