@@ -175,5 +175,5 @@ def test_doctor_says_that_code_can_be_run(tmp_path: Path) -> None:
     done = runtape("doctor", "--json", "--data", tmp_path)
     told = json.loads(done.stdout)
     assert (done.returncode, told["can_run"]) == (0, True), told
-    assert {"python", "data folder", "disk", "port"} <= {check["name"] for check in told["checks"]}
+    assert {"interpreter", "data folder", "disk", "port"} <= {check["name"] for check in told["checks"]}
     assert runtape("doctor", "--data", tmp_path).stdout.endswith(b"code can be run here\n")

@@ -1,6 +1,7 @@
 """The list of a user's executions: filters, and pages without a gap or a duplicate."""
 
 from datetime import datetime
+from itertools import chain
 from typing import Any
 
 from tests.e2e.server import Client
@@ -19,26 +20,30 @@ async def pages(client: Client, **query: Any) -> list[list[str]]:
         query["cursor"] = page["next_cursor"]
 
 
+def joined(found: list[list[str]]) -> list[str]:
+    return list(chain.from_iterable(found))
+
+
 async def test_pages_have_no_gap_and_no_duplicate_while_runs_are_added(stranger: Client) -> None:
-    before = sum(await pages(stranger), [])
+    before = joined(await pages(stranger))
     made = [await stranger.execute("print 1") for _ in range(11)]
     expected = made[::-1] + before
-    assert sum(await pages(stranger, limit=200), []) == expected
+    assert joined(await pages(stranger, limit=200)) == expected
     for limit in (1, 3, 11):
         found = await pages(stranger, limit=limit)
-        assert sum(found, []) == expected
+        assert joined(found) == expected
         assert all(len(page) == limit for page in found[:-1])
     answer = (await stranger.get("/user/executions", params={"limit": 4})).json()
     added = await stranger.execute("print 2")
     seen = [execution["execution_id"] for execution in answer["executions"]]
-    rest = sum(await pages(stranger, limit=4, cursor=answer["next_cursor"]), [])
+    rest = joined(await pages(stranger, limit=4, cursor=answer["next_cursor"]))
     assert seen + rest == expected
-    assert sum(await pages(stranger), [])[0] == added
+    assert joined(await pages(stranger))[0] == added
 
 
 async def test_page_of_exactly_the_rest_is_the_last(stranger: Client) -> None:
     made = [await stranger.execute("print 1", "bash") for _ in range(2)]
-    total = len(sum(await pages(stranger), []))
+    total = len(joined(await pages(stranger)))
     answer = (await stranger.get("/user/executions", params={"limit": total})).json()
     assert (len(answer["executions"]), answer["next_cursor"]) == (total, None)
     assert answer["executions"][0]["execution_id"] == made[-1]
@@ -50,7 +55,7 @@ async def test_filters_hold_together(stranger: Client) -> None:
     other = await stranger.run("end memory_limit")
 
     async def found(**query: Any) -> list[str]:
-        return sum(await pages(stranger, **query), [])
+        return joined(await pages(stranger, **query))
 
     assert (await found(status="failed", lang="bash"))[0] == failed["execution_id"]
     assert ended["execution_id"] not in await found(status="failed")

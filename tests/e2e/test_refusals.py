@@ -226,9 +226,7 @@ async def test_bad_parameter_is_named(client: Client, held: str, path: str, fiel
 async def test_bad_body_of_a_cancellation_is_refused(
     client: Client, held: str, body: bytes, status: int, code: str, field: str | None
 ) -> None:
-    answer = await client.post(
-        f"/executions/{held}/cancel", content=body, headers={"content-type": "application/json"}
-    )
+    answer = await client.post(f"/executions/{held}/cancel", content=body, headers={"content-type": "application/json"})
     assert_problem(answer, status, code, field)
 
 

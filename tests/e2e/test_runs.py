@@ -91,10 +91,10 @@ import os, signal
 open("/proc/self/comm", "w").write("rt-e2e-cancel")
 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
     signal.signal(number, signal.SIG_IGN)
-for _ in range(3):
-    if os.fork() == 0:
-        os.setsid()
-print("running", flush=True)
+if all(os.fork() for _ in range(3)):
+    print("running", flush=True)
+else:
+    os.setsid()
 while True:
     pass
 """
@@ -182,6 +182,7 @@ async def test_retry_before_the_end_is_refused(client: Client, simulated: Server
 
 async def test_deleted_run_leaves_no_row(client: Client, stranger: Client, simulated: Server) -> None:
     execution_id = (await stranger.run("print deleted"))["execution_id"]
+    await stranger.run("print the newest row of the log")
     assert_problem(await stranger.http.delete(f"/executions/{execution_id}"), 403, "scope_missing")
     assert (await client.http.delete(f"/executions/{execution_id}")).status_code == 204
     for path in ("executions/{}", "executions/{}/result", "executions/{}/output/stdout", "events/{}"):

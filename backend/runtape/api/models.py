@@ -1,7 +1,7 @@
 """The shapes of answers, for OpenAPI and for FastAPI's own routes."""
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -10,6 +10,50 @@ from runtape.domain.execution import Execution, OnInterrupt
 from runtape.domain.outcome import OutcomeKind, Phase, Status
 
 EXECUTION_EXAMPLE = "019a7c1e-5b1e-7cc0-8d0a-3f2b8f2f6c11"
+
+_DEFAULT = {
+    "wall_s": 10.0,
+    "cpu_s": 10.0,
+    "memory_mb": 256,
+    "output_bytes": 1048576,
+    "processes": 64,
+    "disk_mb": 64,
+    "inodes": 4096,
+    "open_files": 256,
+}
+_OUTCOME = {"kind": "exited", "exit_code": 0, "signal": None, "phase": "run", "reason": None, "message": None}
+_USAGE = {
+    "wall_ns": 11300000,
+    "cpu_user_ns": 7100000,
+    "cpu_system_ns": 2400000,
+    "peak_memory_bytes": 6029312,
+    "output_bytes": 6,
+}
+_TIMES = {
+    "created_at": "2026-01-05T09:30:00.000000Z",
+    "started_at": "2026-01-05T09:30:00.000300Z",
+    "finished_at": "2026-01-05T09:30:00.011900Z",
+}
+_EXECUTION = {
+    "execution_id": EXECUTION_EXAMPLE,
+    "status": "completed",
+    "lang": "python",
+    "lang_version": "3.13",
+    "priority": "normal",
+    "on_interrupt": "restart",
+    "limits": _DEFAULT,
+    "attempt": 1,
+    "cancel_requested": False,
+    "result_stored": True,
+    "outcome": _OUTCOME,
+    "usage": _USAGE,
+    "retry_of": "019a7c1d-8e02-7f10-b1c4-77c0a3d1e5f2",
+    **_TIMES,
+}
+
+
+def _shown(example: dict[str, Any]) -> ConfigDict:
+    return ConfigDict(json_schema_extra={"example": example})
 
 
 class Answer(BaseModel):
@@ -55,6 +99,8 @@ class UsageAnswer(Answer):
 class ExecutionAnswer(Answer):
     """An execution without its source and output."""
 
+    model_config = _shown(_EXECUTION)
+
     execution_id: str = Field(examples=[EXECUTION_EXAMPLE])
     status: Status
     lang: str
@@ -98,12 +144,38 @@ class ExecutionAnswer(Answer):
 class ExecutionList(Answer):
     """A page of executions, newest first; `next_cursor` is null on the last one."""
 
+    model_config = _shown({"executions": [_EXECUTION], "next_cursor": EXECUTION_EXAMPLE})
+
     executions: list[ExecutionAnswer]
     next_cursor: str | None
 
 
 class ResultAnswer(Answer):
     """Outcome and output: up to 64 KiB of each stream inline, the URLs give the exact bytes."""
+
+    model_config = _shown(
+        {
+            "execution_id": EXECUTION_EXAMPLE,
+            "status": "completed",
+            "outcome": _OUTCOME,
+            "exit_code": 0,
+            "attempt": 1,
+            "lang": "python",
+            "lang_version": "3.13",
+            "stdout": "hello\n",
+            "stderr": "",
+            "truncated_inline": False,
+            "stdout_url": f"/api/v1/executions/{EXECUTION_EXAMPLE}/output/stdout",
+            "stderr_url": f"/api/v1/executions/{EXECUTION_EXAMPLE}/output/stderr",
+            "stdout_bytes": 6,
+            "stderr_bytes": 0,
+            "stdout_sha256": "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03",
+            "stderr_sha256": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+            "usage": _USAGE,
+            "artifacts": [],
+            **_TIMES,
+        }
+    )
 
     execution_id: str = Field(examples=[EXECUTION_EXAMPLE])
     status: Status
@@ -143,11 +215,29 @@ class EventAnswer(Answer):
 class EventList(Answer):
     """The events of an execution, oldest first."""
 
+    model_config = _shown(
+        {
+            "events": [
+                {
+                    "event_type": "execution_started",
+                    "event_id": f"{EXECUTION_EXAMPLE}.2",
+                    "execution_id": EXECUTION_EXAMPLE,
+                    "attempt": 1,
+                    "timestamp": "2026-01-05T09:30:00.000300Z",
+                    "status": "running",
+                    "reason": None,
+                }
+            ]
+        }
+    )
+
     events: list[EventAnswer]
 
 
 class Accepted(Answer):
     """The execution was accepted and is durable."""
+
+    model_config = _shown({"execution_id": EXECUTION_EXAMPLE, "status": "queued"})
 
     execution_id: str = Field(examples=[EXECUTION_EXAMPLE])
     status: Status
@@ -156,13 +246,21 @@ class Accepted(Answer):
 class CancelRequest(BaseModel):
     """Why the execution is cancelled."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"reason": "no longer needed"}})
 
-    reason: Annotated[str, Field(max_length=500)] | None = Field(default=None, examples=["no longer needed"])
+    reason: Annotated[str, Field(max_length=500)] | None = None
 
 
 class CancelAnswer(Answer):
     """What became of the request to cancel."""
+
+    model_config = _shown(
+        {
+            "execution_id": EXECUTION_EXAMPLE,
+            "status": "cancellation_requested",
+            "message": "the program is being ended",
+        }
+    )
 
     execution_id: str = Field(examples=[EXECUTION_EXAMPLE])
     status: Annotated[str, Field(examples=["cancellation_requested", "cancelled"])]
@@ -172,7 +270,9 @@ class CancelAnswer(Answer):
 class ExampleScripts(Answer):
     """A short script for each language."""
 
-    scripts: dict[str, str] = Field(examples=[{"python": "print('hello')\n"}])
+    model_config = _shown({"scripts": {"python": "print('hello')\n"}})
+
+    scripts: dict[str, str]
 
 
 class RuntimeAnswer(Answer):
@@ -185,6 +285,26 @@ class RuntimeAnswer(Answer):
 class LimitsOverview(Answer):
     """The limits of this installation and what it can run."""
 
+    model_config = _shown(
+        {
+            "default": _DEFAULT,
+            "maximum": {
+                "wall_s": 300.0,
+                "cpu_s": 300.0,
+                "memory_mb": 4096,
+                "output_bytes": 67108864,
+                "processes": 512,
+                "disk_mb": 1024,
+                "inodes": 65536,
+                "open_files": 4096,
+            },
+            "script_bytes": 1048576,
+            "body_bytes": 10485760,
+            "files": 100,
+            "supported_runtimes": {"python": {"versions": ["3.13", "3.11"], "file_name": "main.py"}},
+        }
+    )
+
     default: LimitsAnswer
     maximum: LimitsAnswer
     script_bytes: int
@@ -196,12 +316,16 @@ class LimitsOverview(Answer):
 class Health(Answer):
     """Whether the service lives, or is ready."""
 
-    status: str = Field(examples=["ok"])
+    model_config = _shown({"status": "ok", "uptime_s": 86400.25})
+
+    status: str
     uptime_s: float
 
 
 class Readiness(Answer):
     """Whether each part that a run needs answers."""
 
-    status: str = Field(examples=["ready", "not_ready"])
-    parts: dict[str, str] = Field(examples=[{"store": "ok", "log": "ok", "sandbox": "ok"}])
+    model_config = _shown({"status": "ready", "parts": {"store": "ok", "log": "ok", "sandbox": "ok", "service": "ok"}})
+
+    status: str = Field(description="ready or not_ready")
+    parts: dict[str, str] = Field(description="ok, or what is wrong, by part")

@@ -43,6 +43,7 @@ _STATUS: Mapping[str, tuple[int, str]] = {
     "not_terminal": (409, "The execution has not ended"),
     "idempotency_conflict": (409, "The idempotency key was used for another request"),
     "body_too_large": (413, "The body is too large"),
+    "range_not_satisfiable": (416, "The range lies beyond the end"),
     "runtime_unknown": (422, "The language is not installed"),
     "version_unknown": (422, "The version is not installed"),
     "limit_out_of_range": (422, "A limit is out of range"),
@@ -256,7 +257,8 @@ _SCHEMA: dict[str, Any] = {
 }
 
 
-def _response(body: Problem, headers: Mapping[str, str] | None = None) -> Response:
+def problem_response(body: Problem, headers: Mapping[str, str] | None = None) -> Response:
+    """Return the answer of `body`, with `headers` beside its own."""
     return Response(encode(body), body.status, {**headers_of(body), **(headers or {})}, MEDIA_TYPE)
 
 
@@ -265,13 +267,13 @@ def _request_id(scope: Scope) -> str | None:
 
 
 async def _on_refusal(request: Request, error: DomainError) -> Response:
-    return _response(refusal(error, _request_id(request.scope)))
+    return problem_response(refusal(error, _request_id(request.scope)))
 
 
 async def _on_transient(request: Request, error: Transient) -> Response:
     request_id = _request_id(request.scope)
     log.warning("request.unavailable", request_id=request_id, path=request.url.path, error=str(error))
-    return _response(refusal(Unavailable(error.retry_after_s), request_id))
+    return problem_response(refusal(Unavailable(error.retry_after_s), request_id))
 
 
 async def _on_http(request: Request, error: HTTPException) -> Response:
@@ -288,7 +290,7 @@ async def _on_http(request: Request, error: HTTPException) -> Response:
         detail = MethodNotAllowed(request.method, path, allowed).detail
     elif status == HTTPStatus.NOT_FOUND and detail == HTTPStatus.NOT_FOUND.phrase:
         detail = f"there is nothing at {path}"
-    return _response(problem(code, detail, status=status, request_id=request_id), headers)
+    return problem_response(problem(code, detail, status=status, request_id=request_id), headers)
 
 
 async def _on_validation(request: Request, error: RequestValidationError) -> Response:
@@ -298,7 +300,7 @@ async def _on_validation(request: Request, error: RequestValidationError) -> Res
     if first["type"] == "json_invalid":
         reason = str(first.get("ctx", {}).get("error", "it cannot be parsed"))
         detail = f"the body is not JSON: {reason[:1].lower()}{reason[1:]} (character {first['loc'][-1]})"
-        return _response(problem("malformed_json", detail, request_id=request_id))
+        return problem_response(problem("malformed_json", detail, request_id=request_id))
     errors = [_field_error(each) for each in found[:MAX_ERRORS]]
     body = problem(
         "validation_failed",
@@ -307,13 +309,13 @@ async def _on_validation(request: Request, error: RequestValidationError) -> Res
         errors=errors if len(errors) > 1 else (),
         request_id=request_id,
     )
-    return _response(body)
+    return problem_response(body)
 
 
 async def _on_unhandled(request: Request, error: Exception) -> Response:
     request_id = _request_id(request.scope) or secrets.token_hex(8)
     log_unhandled(request.scope, request_id, error)
-    return _response(refusal(InternalError(request_id), request_id))
+    return problem_response(refusal(InternalError(request_id), request_id))
 
 
 def log_unhandled(scope: Scope, request_id: str, error: Exception) -> None:

@@ -62,6 +62,7 @@ class Documents:
         self._saga_store = sagas
         self._executions: dict[ExecutionId, Execution] = {}
         self._sagas: dict[ExecutionId, Saga] = {}
+        self._made: set[ExecutionId] = set()
 
     async def execution(self, execution_id: ExecutionId) -> Execution | None:
         """Return the execution, None when there is none."""
@@ -69,12 +70,16 @@ class Documents:
 
     async def saga(self, execution_id: ExecutionId) -> Saga | None:
         """Return the saga, None when there is none."""
+        if execution_id in self._made:  # an execution that this chain makes has no saga but the chain's own
+            return self._sagas.get(execution_id)
         return self._sagas.get(execution_id) or await self._saga_store.get(execution_id)
 
     def put(self, change: Change) -> None:
         """Lay `change` over what is stored."""
         if isinstance(change.document, Execution):
             self._executions[change.document.id] = change.document
+            if change.expected_version == 0:
+                self._made.add(change.document.id)
         else:
             self._sagas[change.document.execution_id] = change.document
 
@@ -189,10 +194,14 @@ class Flow:
         self._tasks = tasks
         self._fused = fused
         self._subscriptions: Subscriptions = {}
+        self._groups: frozenset[str] = frozenset()
 
     def subscribe(self, subscriptions: Subscriptions) -> None:
         """Set the handlers that run in this process; called once, before the first step."""
         self._subscriptions = subscriptions
+        self._groups = frozenset(
+            subscription.group for handlers in subscriptions.values() for subscription in handlers
+        )
 
     async def perform(self, first: Callable[[Documents], Awaitable[Step]]) -> Step:
         """Carry out the step that `first` makes, and return it once it is committed.
@@ -228,10 +237,12 @@ class Flow:
         pending = deque(message for change in chain.changes for message in change.messages)
         while pending:
             message = pending.popleft()
+            # Also for groups that have no handler for it, so that the log does not hand it to them in vain.
+            message_id = message.id
+            chain.handled.update((message_id, group) for group in self._groups)
             for subscription in self._subscriptions.get(message.type, ()):
                 step = await subscription.handler(message, chain.documents)
                 chain.add(step)
-                chain.handled.add((message.id, subscription.group))
                 pending.extend(followed for change in step.changes for followed in change.messages)
 
 

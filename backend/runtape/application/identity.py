@@ -119,7 +119,7 @@ class Identity:
         counted = (f"name {username}", f"peer {peer}")
         self._failures.check(counted)
         user = await self._store.user_by_name(username)
-        correct = await self._hasher.verify(password, None if user is None else user.password_hash)
+        correct = await self._hasher.verify(password, user.password_hash or None if user else None)
         # Guesses that were sent side by side all passed the first check: those beyond the limit end here.
         self._failures.check(counted)
         if user is None or not correct:

@@ -71,9 +71,7 @@ class PodMonitor:
             execution_id, lambda execution: executions.expire(execution, attempt, last_seq, self._clock.now())
         )
 
-    async def _change(
-        self, execution_id: ExecutionId, interrupt: Callable[[Execution], list[ExecutionEvent]]
-    ) -> None:
+    async def _change(self, execution_id: ExecutionId, interrupt: Callable[[Execution], list[ExecutionEvent]]) -> None:
         async def decide(documents: Documents) -> Step:
             execution = await documents.execution(execution_id)
             events = interrupt(execution) if execution is not None else []

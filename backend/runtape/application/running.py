@@ -5,6 +5,7 @@ those that live.  It starts nothing without a committed lease.
 """
 
 import asyncio
+from collections.abc import Coroutine
 from contextlib import suppress
 from datetime import timedelta
 
@@ -125,9 +126,7 @@ class Worker:
     def _starting(self, execution: Execution) -> Effect:
         key = PodKey(execution.id, execution.attempt)
 
-        async def start() -> None:
-            self._live[key] = asyncio.Event()
-            self._tape.open_tape(key)
+        async def run() -> None:
             try:
                 if await self._start(execution, key):
                     # A cancellation that was committed before the pod was known here has killed nothing.
@@ -138,6 +137,12 @@ class Worker:
             finally:
                 self._live.pop(key, None)
                 await self._tape.close_tape(key)
+
+        def start() -> Coroutine[object, object, None]:
+            # Open before anybody hears of the attempt: its first readers know that there is nothing to read yet.
+            self._live[key] = asyncio.Event()
+            self._tape.open_tape(key)
+            return run()
 
         return start
 

@@ -74,5 +74,3 @@ class Bare:
         if status != 0:
             raise WrongAnswer(f"{' '.join(self._command)} ended with {os.waitstatus_to_exitcode(status)}")
         return time.perf_counter() - begun_s
-
-

@@ -68,6 +68,4 @@ class LoadGenerator:
         loaded = msgspec.json.decode(line, type=Loaded)
         if loaded.wrong is not None:
             raise WrongAnswer(loaded.wrong)
-        return Sample(
-            latencies_s=loaded.latencies_s, elapsed_s=loaded.elapsed_s, cpu=cpu_time(server.pid) - before
-        )
+        return Sample(latencies_s=loaded.latencies_s, elapsed_s=loaded.elapsed_s, cpu=cpu_time(server.pid) - before)

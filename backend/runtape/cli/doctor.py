@@ -57,7 +57,7 @@ def doctor(
         as_json: Print one JSON object: {"can_run": bool, "checks": [{name, state, finding, fix}]}.
     """
     folder = (data or default_data()).expanduser().absolute()
-    checks = [_python(), *_sandbox(), _folder(folder), _disk(folder), _port(DEFAULT_PORT)]
+    checks = [_interpreter(), *_sandbox(), _folder(folder), _disk(folder), _port(DEFAULT_PORT)]
     can_run = all(check.state != "missing" for check in checks)
     if as_json:
         print_text(json.dumps({"can_run": can_run, "checks": [asdict(check) for check in checks]}))
@@ -74,8 +74,8 @@ def _sandbox() -> list[Check]:
     return [Check(each.name, str(each.state), each.finding, each.fix or None) for each in found]
 
 
-def _python() -> Check:
-    return Check("python", "ok", f"{platform.python_version()} at {sys.executable}")
+def _interpreter() -> Check:
+    return Check("interpreter", "ok", f"{platform.python_version()} at {sys.executable}")
 
 
 def _folder(folder: Path) -> Check:

@@ -78,7 +78,7 @@ def run(
             script=text,
             lang=lang or submission.language(script, text),
             lang_version=lang_version,
-            stdin=_stdin(script, stdin),
+            stdin=_stdin(script, stdin, terminal),
             args=[*(arg or ()), *arguments],
             env=env or (),
             files=file or (),
@@ -227,9 +227,13 @@ def _tell(event: Lifecycle, terminal: Terminal) -> None:
         terminal.say(f"queued, position {place}" + (f", about {wait_s:.0f} s" if wait_s else ""))
 
 
-def _stdin(script: str, wanted: bool | None) -> bytes:
+def _stdin(script: str, wanted: bool | None, terminal: Terminal) -> bytes:
     if script == "-" and wanted:
         raise CliError("standard input holds the script; it cannot be passed on as well")
     if script == "-" or wanted is False:
         return b""
-    return read_stdin(submission.BODY_BYTES, even_from_terminal=wanted is True)
+
+    def waiting() -> None:
+        terminal.say("reading standard input to its end; --no-stdin leaves it out")
+
+    return read_stdin(submission.BODY_BYTES, waiting, even_from_terminal=wanted is True)

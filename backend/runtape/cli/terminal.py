@@ -5,8 +5,10 @@ import errno
 import os
 import select
 import sys
+from collections.abc import Callable
 
 STDIN, STDOUT, STDERR = 0, 1, 2
+STDIN_PATIENCE_S = 2.0
 
 
 class StdoutClosed(Exception):
@@ -77,13 +79,18 @@ class Terminal:
                 return
 
 
-def read_stdin(limit_bytes: int, *, even_from_terminal: bool = False) -> bytes:
-    """Return all of standard input when it is not a terminal, at most `limit_bytes` + 1; empty when it is closed."""
+def read_stdin(limit_bytes: int, waiting: Callable[[], None], *, even_from_terminal: bool = False) -> bytes:
+    """Return all of standard input when it is not a terminal, at most `limit_bytes` + 1; empty when it is closed.
+
+    `waiting` is called when nothing comes for a while: an inherited pipe that nobody closes looks like a hang.
+    """
     pieces: list[bytes] = []
     size = 0
     with contextlib.suppress(OSError):
         if os.isatty(STDIN) and not even_from_terminal:
             return b""
+        if not select.select([STDIN], [], [], STDIN_PATIENCE_S)[0]:
+            waiting()
         while size <= limit_bytes and (piece := os.read(STDIN, 1 << 20)):
             pieces.append(piece)
             size += len(piece)

@@ -71,9 +71,7 @@ class LimitOutOfRange(Invalid):
     code = "limit_out_of_range"
 
     def __init__(self, name: str, value: float, low: float, high: float) -> None:
-        super().__init__(
-            f"limits.{name} is {value}; it must lie between {low} and {high}", field=f"limits.{name}"
-        )
+        super().__init__(f"limits.{name} is {value}; it must lie between {low} and {high}", field=f"limits.{name}")
 
 
 class ScriptTooLarge(Invalid):

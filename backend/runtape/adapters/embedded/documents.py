@@ -292,9 +292,9 @@ def _merge(changes: Sequence[Change]) -> list[Change]:
             merged[name] = change
         else:
             durable = Durability.POWER in (earlier.durability, change.durability)
-            merged[name] = replace(
-                earlier,
+            merged[name] = Change(
                 document=document,
+                expected_version=earlier.expected_version,
                 messages=earlier.messages + change.messages,
                 durability=Durability.POWER if durable else Durability.PROCESS,
             )

@@ -45,10 +45,11 @@ class SqliteEventLog:
 
     def committed(self, rows: Sequence[tuple[int, Message]], handled: frozenset[tuple[EventId, str]]) -> None:
         """Hand rows that are now durable to the groups, except to those that have acted on them."""
-        for group in self._groups.values():
-            for offset, message in rows:
+        for offset, message in rows:
+            message_id = message.id
+            for group in self._groups.values():
                 if message.topic in group.topics:
-                    group.offer(offset, message, done=(message.id, group.name) in handled)
+                    group.offer(offset, message, done=(message_id, group.name) in handled)
         self._schedule_flush()
 
     async def consume(self, group: str, topics: Sequence[str]) -> AsyncIterator[Delivery]:

@@ -77,7 +77,7 @@ def _isolation() -> list[HostCheck]:
         HostCheck(
             "isolation",
             State.OK,
-            "a box was made: user, pid, mount, network, ipc, uts and cgroup namespaces, no capabilities, seccomp filter",
+            "a box was made: own user, pid, mount, network, ipc, uts and cgroup namespaces, no capability, seccomp",
         ),
         _memory(opened),
     ]

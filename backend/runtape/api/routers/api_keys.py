@@ -21,7 +21,7 @@ _KEY: dict[str, Any] = {
     "prefix": "rt_1f0a9c3e",
     "scopes": ["execute", "read"],
     "created_at": "2026-01-05T09:30:00Z",
-    "expires_at": None,
+    "expires_at": "2027-01-05T09:30:00Z",
 }
 
 

@@ -6,11 +6,12 @@ from datetime import datetime
 from typing import Annotated
 
 from dishka.integrations.fastapi import DishkaRoute, FromDishka
-from fastapi import APIRouter, Header, Query, Request
+from fastapi import APIRouter, Header, Path, Query, Request
 from fastapi.responses import Response, StreamingResponse
 
 from runtape.api.access import PrincipalDep, require
 from runtape.api.models import (
+    EXECUTION_EXAMPLE,
     Accepted,
     CancelAnswer,
     CancelRequest,
@@ -20,7 +21,7 @@ from runtape.api.models import (
     ExecutionList,
     ResultAnswer,
 )
-from runtape.api.problems import documented
+from runtape.api.problems import documented, problem, problem_response
 from runtape.application.queries import Output, Queries
 from runtape.application.submission import Submissions
 from runtape.domain.errors import ValidationFailed
@@ -37,10 +38,12 @@ _CHANGE = documented("unauthenticated", "scope_missing", "csrf_failed", "not_fou
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)\Z")
 PAGE_LIMIT = 200
 
+ExecutionIdPath = Annotated[ExecutionId, Path(examples=[EXECUTION_EXAMPLE])]
+
 
 @router.get("/executions/{execution_id}", response_model=ExecutionAnswer, responses=_READ)
 async def get_execution(
-    execution_id: ExecutionId, principal: PrincipalDep, queries: FromDishka[Queries]
+    execution_id: ExecutionIdPath, principal: PrincipalDep, queries: FromDishka[Queries]
 ) -> ExecutionAnswer:
     """Show an execution as it stands."""
     require(principal, Scope.READ)
@@ -48,7 +51,9 @@ async def get_execution(
 
 
 @router.get("/executions/{execution_id}/result", response_model=ResultAnswer, responses=_READ)
-async def get_result(execution_id: ExecutionId, principal: PrincipalDep, queries: FromDishka[Queries]) -> ResultAnswer:
+async def get_result(
+    execution_id: ExecutionIdPath, principal: PrincipalDep, queries: FromDishka[Queries]
+) -> ResultAnswer:
     """Show outcome, usage and output; before the end, what there is so far."""
     require(principal, Scope.READ)
     return ResultAnswer.model_validate(await queries.result(principal, execution_id))
@@ -65,17 +70,18 @@ async def get_result(execution_id: ExecutionId, principal: PrincipalDep, queries
             },
         },
         206: {"description": "The bytes that `Range` asks for"},
-        416: {"description": "The range lies beyond the stream"},
         **_READ,
+        **documented("range_not_satisfiable"),
     },
 )
 async def get_output(
-    execution_id: ExecutionId,
+    execution_id: ExecutionIdPath,
     stream: Stream,
     request: Request,
     principal: PrincipalDep,
     queries: FromDishka[Queries],
     range_header: Annotated[str | None, Header(alias="Range", examples=["bytes=0-99"])] = None,
+    if_range: Annotated[str | None, Header(description="the `ETag` that the range is meant for")] = None,
 ) -> Response:
     """Give the exact bytes that the last attempt printed, as an attachment; one `Range` is understood."""
     require(principal, Scope.READ)
@@ -83,22 +89,26 @@ async def get_output(
     headers = {
         "accept-ranges": "bytes",
         "content-disposition": f'attachment; filename="{execution_id}.{stream}"',
-        "x-content-type-options": "nosniff",
     }
     if output.sha256 is not None:
         headers["etag"] = f'"{output.sha256}"'
         if request.headers.get("if-none-match") == headers["etag"]:
             return Response(status_code=304, headers=headers)
-    chosen = _range(range_header, output.size_bytes)
-    if chosen is None and range_header is not None:
-        return Response(status_code=416, headers={**headers, "content-range": f"bytes */{output.size_bytes}"})
-    start, end = chosen or (0, output.size_bytes)
-    if range_header is not None:
-        headers["content-range"] = f"bytes {start}-{end - 1}/{output.size_bytes}"
+    size_bytes = output.size_bytes
+    # RFC 9110, 13.1.5: a range of what the client knows is worth nothing once that is another attempt's output.
+    same = if_range is None or if_range == headers.get("etag")
+    chosen = _range(range_header, size_bytes) if range_header is not None and same else None
+    start, end = chosen or (0, size_bytes)
+    if chosen is not None:
+        if start >= end:
+            detail = f"the stream has {size_bytes} bytes; {range_header} lies beyond them"
+            headers["content-range"] = f"bytes */{size_bytes}"
+            return problem_response(problem("range_not_satisfiable", detail, field="Range"), headers)
+        headers["content-range"] = f"bytes {start}-{end - 1}/{size_bytes}"
     headers["content-length"] = str(end - start)
     return StreamingResponse(
         _bytes(queries, output, start, end),
-        status_code=200 if range_header is None else 206,
+        status_code=200 if chosen is None else 206,
         media_type="application/octet-stream",
         headers=headers,
     )
@@ -109,22 +119,25 @@ async def _bytes(queries: Queries, output: Output, start: int, end: int) -> Asyn
         yield piece
 
 
-def _range(text: str | None, size_bytes: int) -> tuple[int, int] | None:
-    """Return start and end (exclusive) of a Range header (RFC 9110, 14.1.2); None when it cannot be satisfied."""
-    found = _RANGE.match(text) if text else None
+def _range(text: str, size_bytes: int) -> tuple[int, int] | None:
+    """Return start and end (exclusive) of a Range header (RFC 9110, 14.1.2).
+
+    Empty when it lies beyond the stream; None when it has to be or may be ignored: another unit, not well-formed,
+    several parts.
+    """
+    found = _RANGE.match(text)
     if found is None or not (found[1] or found[2]):
         return None
     if not found[1]:
-        length = min(int(found[2]), size_bytes)
-        return (size_bytes - length, size_bytes) if length else None
-    start = int(found[1])
-    end = min(int(found[2]) + 1, size_bytes) if found[2] else size_bytes
-    return (start, end) if start < end else None
+        return max(0, size_bytes - int(found[2])), size_bytes
+    if found[2] and int(found[2]) < int(found[1]):
+        return None
+    return int(found[1]), min(int(found[2]) + 1, size_bytes) if found[2] else size_bytes
 
 
 @router.get("/executions/{execution_id}/events", response_model=EventList, responses=_READ)
 async def get_events(
-    execution_id: ExecutionId,
+    execution_id: ExecutionIdPath,
     principal: PrincipalDep,
     queries: FromDishka[Queries],
     event_types: Annotated[list[str] | None, Query(examples=[["execution_started"]])] = None,
@@ -151,7 +164,7 @@ async def get_events(
 
 @router.post("/executions/{execution_id}/cancel", response_model=CancelAnswer, responses=_CHANGE)
 async def cancel_execution(
-    execution_id: ExecutionId,
+    execution_id: ExecutionIdPath,
     principal: PrincipalDep,
     submissions: FromDishka[Submissions],
     body: CancelRequest | None = None,
@@ -168,7 +181,7 @@ async def cancel_execution(
 
 @router.post("/executions/{execution_id}/retry", response_model=Accepted, responses=_CHANGE)
 async def retry_execution(
-    execution_id: ExecutionId,
+    execution_id: ExecutionIdPath,
     principal: PrincipalDep,
     submissions: FromDishka[Submissions],
     idempotency_key: Annotated[str | None, Header()] = None,
@@ -181,7 +194,7 @@ async def retry_execution(
 
 @router.delete("/executions/{execution_id}", status_code=204, responses=_CHANGE)
 async def delete_execution(
-    execution_id: ExecutionId, principal: PrincipalDep, submissions: FromDishka[Submissions]
+    execution_id: ExecutionIdPath, principal: PrincipalDep, submissions: FromDishka[Submissions]
 ) -> None:
     """Remove an ended execution with its tape (administrators only)."""
     require(principal, Scope.ADMIN)

@@ -102,9 +102,7 @@ class Confinement:
     """Whether the keeper measures the work directory, for want of a cgroup that does."""
 
 
-def make_box(
-    number: int, shape: tuple[int, int], uid_slot: int, group: Group | None, confinement: Confinement
-) -> Box:
+def make_box(number: int, shape: tuple[int, int], uid_slot: int, group: Group | None, confinement: Confinement) -> Box:
     """Clone a box and return at once; it tells on its channel when it is armed.  Raises: OSError."""
     files = _NO_GROUP if group is None else group.open_files()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

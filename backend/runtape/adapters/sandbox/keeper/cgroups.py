@@ -250,10 +250,9 @@ def _sweep(parent: str) -> None:
     deadline_s = time.monotonic() + _SWEEP_S
     while os.path.isdir(parent):
         for group in [f"{parent}/{entry.name}" for entry in os.scandir(parent) if entry.is_dir()]:
-            with contextlib.suppress(OSError):
-                with open(f"{group}/cgroup.procs") as file:
-                    for pid in file.read().split():
-                        os.kill(int(pid), signal.SIGKILL)
+            with contextlib.suppress(OSError), open(f"{group}/cgroup.procs") as file:
+                for pid in file.read().split():
+                    os.kill(int(pid), signal.SIGKILL)
             with contextlib.suppress(OSError):
                 os.rmdir(group)
         with contextlib.suppress(OSError):

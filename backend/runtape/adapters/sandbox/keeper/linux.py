@@ -103,7 +103,7 @@ def unshare(flags: int) -> None:
 
 
 def mount(source: str | None, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
-    """Mount, bind or change a mount, as mount(2) has it."""
+    """Make a mount, as `flags` say: a new file system, a bind of another path, or a change of propagation."""
     encoded = [None if text is None else os.fsencode(text) for text in (source, target, kind, options)]
     result = _libc.mount(encoded[0], encoded[1], encoded[2], _long(flags), encoded[3])
     _checked(result, f"mount {kind or source or 'flags'} on {target}")
