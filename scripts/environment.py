@@ -7,7 +7,7 @@ alone.  Theory of operation:
   Who waited looks again, and mostly finds nothing left to do.
 * The stamps in `.venv` (`runtape.root`: the folder it was made for; a copy of each lock file that is installed) are
   written last and taken away first.  Without `runtape.root` a first install was broken off: `.venv` is made anew.
-* What the locks list is installed with `--require-hashes`; the project itself, editable, without dependencies.
+* What the locks list is installed with `--require-hashes`; the project itself is linked by a `.pth` file.
 * uv is used when it is on PATH, else pip.  Their output goes to `.venv/install.log` and is shown when they fail.
 """
 
@@ -124,9 +124,15 @@ def _install(installer: str, name: str, *, with_project: bool) -> None:
         pip = [str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
     _call(*pip, "--require-hashes", "-r", str(ROOT / name))
     if with_project:
-        _call(*pip, "--no-deps", "--editable", str(ROOT))
+        _link_project()
     _write(VENV / name, (ROOT / name).read_bytes())
     _write(VENV / STAMP, f"{ROOT}\n".encode())
+
+
+def _link_project() -> None:
+    """Let the environment's Python import the project from this folder; nothing is built, so nothing unpinned runs."""
+    (packages,) = VENV.glob("lib/python*/site-packages")
+    _write(packages / "runtape.pth", f"{ROOT / 'backend'}\n".encode())
 
 
 def _write(path: Path, data: bytes) -> None:

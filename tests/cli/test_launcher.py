@@ -16,7 +16,7 @@ printf '%s\n' "$*" >>"$UV_CALLS"
 case $1 in
     venv)
         for last in "$@"; do :; done
-        mkdir -p "$last/bin"
+        mkdir -p "$last/bin" "$last/lib/python3.11/site-packages"
         printf '#!/bin/sh\necho "$PWD:" "$@"\n' >"$last/bin/python"
         chmod +x "$last/bin/python"
         ;;
@@ -74,14 +74,15 @@ def test_first_use_makes_the_environment_in_one_line_and_the_second_is_silent(co
     assert (first.returncode, first.stdout) == (0, CALLED)
     assert first.stderr.startswith("runtape: first use: making .venv with uv ...")
     assert first.stderr.count("\n") == 1
-    made, locked, project = copy.calls
+    made, locked = copy.calls
     assert made.startswith("venv")
     assert "--require-hashes" in locked
     assert locked.endswith("requirements.lock")
-    assert "--no-deps --editable" in project
+    link = copy.root / ".venv" / "lib" / "python3.11" / "site-packages" / "runtape.pth"
+    assert link.read_text() == f"{copy.root / 'backend'}\n"
     second = copy.start("--version")
     assert (second.returncode, second.stderr) == (0, "")
-    assert len(copy.calls) == 3
+    assert len(copy.calls) == 2
 
 
 def test_works_through_a_link_and_from_any_folder(copy: Copy, tmp_path: Path) -> None:
@@ -101,7 +102,7 @@ def test_changed_lock_is_installed_into_the_same_environment(copy: Copy) -> None
         lock.write("# changed\n")
     done = copy.start("--version")
     assert "bringing .venv up to date" in done.stderr
-    assert [call.split()[0] for call in copy.calls[3:]] == ["pip", "pip"]
+    assert [call.split()[0] for call in copy.calls[2:]] == ["pip"]
     assert copy.start("--version").stderr == ""
 
 

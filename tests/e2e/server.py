@@ -144,7 +144,9 @@ class Client:
         self.url = url
         headers = {"authorization": f"Bearer {key}"} if key else {}
         self.headers = headers
-        self.http = httpx2.AsyncClient(base_url=f"{url}/api/v1", headers=headers, timeout=30, trust_env=False)
+        self.http = httpx2.AsyncClient(
+            base_url=f"{url}/api/v1", headers=headers, timeout=30, trust_env=False, verify=False
+        )
 
     async def __aenter__(self) -> Self:
         return self

@@ -105,7 +105,8 @@ async def test_proc_shows_processes_and_nothing_of_the_machine(sandbox: LocalSan
 
 
 async def test_signals_to_the_first_process_change_nothing(sandbox: LocalSandbox) -> None:
-    script = "import os, time\nfor n in range(1, 65):\n    if n not in (32, 33): os.kill(1, n)\ntime.sleep(0.1); print('alive')"
+    script = "import os, time\nfor n in range(1, 65):\n    if n not in (15, 32, 33): os.kill(1, n)\n"
+    script += "time.sleep(0.1); print('alive')"
     assert (await run(sandbox, script)).text == "alive"
 
 
@@ -270,3 +271,8 @@ async def test_supervisor_does_not_follow_links_that_a_program_made(sandbox: Loc
     script = f"import os\nos.remove('main.py'); os.symlink({str(target)!r}, 'main.py'); os.symlink('/etc', '.tmp/x')"
     assert (await run(sandbox, script)).outcome.exit_code == 0
     assert not target.exists()
+
+
+async def test_program_that_stops_the_first_process_stops_itself(sandbox: LocalSandbox) -> None:
+    result = await run(sandbox, "import os, time; os.kill(1, 15); time.sleep(10)")
+    assert result.outcome.signal == 9

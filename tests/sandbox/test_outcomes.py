@@ -23,7 +23,8 @@ async def test_memory_hog_is_stopped_by_the_memory_limit(sandbox: LocalSandbox) 
     result = await run(sandbox, HOG, limits=Limits(memory_mb=64))
     assert result.outcome.kind is OutcomeKind.MEMORY_LIMIT
     assert result.outcome.reason == "oom"
-    assert 32 << 20 < result.usage.peak_memory_bytes <= 65 << 20
+    # A cgroup is exact; the watchdog that takes its place samples.
+    assert 32 << 20 < result.usage.peak_memory_bytes <= 192 << 20
 
 
 async def test_memory_within_the_limit_is_granted(sandbox: LocalSandbox) -> None:
@@ -355,7 +356,7 @@ async def test_order_that_cannot_be_carried_out_is_told(sandbox: LocalSandbox, h
 
 async def test_cancel_of_a_whole_tree_takes_less_than_a_second(sandbox: LocalSandbox) -> None:
     script = "import os, signal, time\nsignal.signal(15, signal.SIG_IGN)\nfor _ in range(4): os.fork()\n"
-    script += "print('up', flush=True)\ntime.sleep(60)"
+    script += "os.write(1, b'up\\n')\ntime.sleep(60)"
     key = await start(sandbox, script)
     await until_printed(sandbox, key, b"up\n" * 16)
     started_s = time.monotonic()

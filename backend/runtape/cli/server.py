@@ -26,6 +26,7 @@ START_S = 20.0
 PROBE_S = 3.0
 LOOK_AGAIN_S = 0.01
 START_AGAIN_S = 0.2
+END_S = 5.0
 LOG_LINES = 15
 LOG_BYTES = 1 << 20
 # -P: a module in the current folder must not stand in for one of ours.
@@ -119,6 +120,7 @@ class Locator:
             if again_at and time.monotonic() > again_at:
                 process, again_at = _spawn(self.command, data, log), 0.0
             time.sleep(LOOK_AGAIN_S)
+        _end(process)
         raise CliError(f"no server was ready in {data} within {self.start_s:g} s; {_told(log, start)}")
 
 
@@ -137,6 +139,16 @@ def _spawn(command: Sequence[str], data: Path, log: Path) -> "subprocess.Popen[b
         )
     finally:
         os.close(fd)
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """End a server that did not come up, and wait until it is gone."""
+    process.terminate()
+    try:
+        process.wait(END_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _told(log: Path, start: int) -> str:

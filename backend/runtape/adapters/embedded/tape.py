@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import sqlite3
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 
@@ -15,6 +16,8 @@ from runtape.ports.stores import HEAD_BYTES, TapeSummary
 _STREAMS = (Stream.STDOUT, Stream.STDERR)
 _NUMBER = {stream: number for number, stream in enumerate(_STREAMS)}
 PAGE_BYTES = 1 << 20
+CLOSED = 32
+"""Summaries of closed tapes that are kept until they are asked for, which a run's result does at once."""
 
 
 class _Digest:
@@ -75,6 +78,7 @@ class SqliteTapeStore:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._open: dict[PodKey, _OpenTape] = {}
+        self._closed: OrderedDict[PodKey, TapeSummary] = OrderedDict()
 
     def open_tape(self, key: PodKey) -> None:
         self._open.setdefault(key, _OpenTape())
@@ -128,6 +132,8 @@ class SqliteTapeStore:
         tape = self._open.get(key)
         if tape is not None:
             return tape.summary()
+        if (known := self._closed.pop(key, None)) is not None:
+            return known
 
         def work(c: sqlite3.Connection) -> TapeSummary:
             digest = _Digest()
@@ -146,6 +152,9 @@ class SqliteTapeStore:
             future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
             tape.waiters.append((seq, future))
             return await future
+        known = self._closed.get(key)
+        if known is not None and known.last_seq >= seq:
+            return True
         row = await self._database.read(
             lambda c: c.execute(
                 "select count(*) from tape where execution_id = ? and attempt = ? and seq between 1 and ?",
@@ -158,6 +167,9 @@ class SqliteTapeStore:
         tape = self._open.pop(key, None)
         if tape is not None:
             tape.abandon()
+            self._closed[key] = tape.summary()
+            if len(self._closed) > CLOSED:
+                self._closed.popitem(last=False)
 
 
 def _read_page(c: sqlite3.Connection, key: PodKey, after_seq: int, limit_bytes: int) -> list[Record]:

@@ -57,10 +57,17 @@ class ArmedBox:
             return None
         return wire.unpack(datagram) if datagram else None
 
+    def stop(self) -> None:
+        """Have pid 1 kill the program with all it started, and tell its end."""
+        self._signal(signal.SIGTERM)
+
     def kill(self) -> None:
-        """Kill the whole tree at once.  Its death is told by the keeper."""
+        """Kill pid 1, and by that the whole tree.  The keeper tells the end."""
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+            signal.pidfd_send_signal(self.pidfd, number)
 
     def close(self) -> None:
         """Give up the descriptors; an unused box ends by that."""

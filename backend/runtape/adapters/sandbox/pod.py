@@ -3,15 +3,17 @@
 Theory of operation.  Everything happens in callbacks of the event loop; a run costs no task, no thread, no poll.
 Three descriptors are listened to: stdout, stderr, and the order channel, on which the box's pid 1 tells the end once
 every process of the program is dead.  So at that moment all output lies in the two pipes: they are emptied, and the
-run is over, while the kernel still takes the box apart.  A box that we, the keeper or the kernel kill tells nothing;
-the keeper then tells its end, with what it used, after it has reaped it.  Pid 1 holds the write ends of the pipes
-until its own death: no end of file wakes us in between.
+run is over, while the kernel still takes the box apart.  To stop a program we ask pid 1 to kill it, and the same
+follows.  Pid 1 holds the write ends of the pipes until its own death: no end of file wakes us in between.
+
+A box of which pid 1 itself is killed tells nothing: by the keeper or the kernel, for a limit, or by us when it does not
+answer.  The keeper then tells its end, with what it used, after it has reaped it.
 
 One timer serves all deadlines of the run, the nearest of: the end of its lease, its wall time, and the first moment
 at which all processors together could have spent its CPU time, when the keeper is asked to watch that.
 
-Who wins.  The program's own end wins when it was told before we looked, for then it came first; the output limit
-wins over it, since what was printed after is lost.  Otherwise the first reason for which we killed the box.
+Who wins.  The program's own end wins over a reason to stop it that came too late; the output limit wins over that,
+since what was printed after is lost.  Otherwise the first reason for which we stopped it.
 """
 
 import asyncio
@@ -35,6 +37,8 @@ from .pool import BoxPool
 _CPUS: Final = os.cpu_count() or 1
 _TIMER_GRAIN_S: Final = 0.001
 _NEVER_S: Final = math.inf
+_STOP_TIMEOUT_S: Final = 0.3
+"""Time that pid 1 has to kill the program and tell its end, before it is killed itself."""
 
 LEASE_EXPIRED: Final = Outcome(
     kind=OutcomeKind.SANDBOX_ERROR, reason="lease_expired", message="the lease was not extended in time"
@@ -145,7 +149,7 @@ class Pod:
         """Move the end of the lease.  A timer that is set for the old one finds nothing due and is set anew."""
         sooner = lease_due_s < self._lease_due_s
         self._lease_due_s = lease_due_s
-        if sooner and self._timer is not None:
+        if sooner and self._timer is not None and self._stopped_for is None:
             self._timer.cancel()
             self._set_timer()
 
@@ -175,7 +179,10 @@ class Pod:
             self.fail(reason)
         else:
             self._stopped_for = reason
-            self._box.kill()
+            self._box.stop()
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._loop.call_later(_STOP_TIMEOUT_S, self._box.kill)
 
     def _on_told(self) -> None:
         """Take the end that the box tells."""
@@ -199,9 +206,6 @@ class Pod:
             return
         self._drain(box)
         outcome = self._stopped_for or _KILLED_BY_KEEPER.get(reaped.reason, _INIT_KILLED)
-        cpu_ns = reaped.cpu_user_ns + reaped.cpu_system_ns
-        if outcome.kind is OutcomeKind.WALL_LIMIT and cpu_ns >= self._limits.cpu_s * 1e9:
-            outcome = _KILLED_BY_KEEPER["cpu"]
         self._close(box, outcome, reaped.cpu_user_ns, reaped.cpu_system_ns, reaped.peak_memory_bytes)
 
     def _conclude(self, box: ArmedBox, told: tuple[object, ...]) -> None:
@@ -224,8 +228,11 @@ class Pod:
         if not os.WIFSIGNALED(status):
             return Outcome(kind=OutcomeKind.EXITED, exit_code=os.WEXITSTATUS(status))
         number = os.WTERMSIG(status)
-        cpu_ns = ended.cpu_user_ns + ended.cpu_system_ns
-        if number == signal.SIGXCPU or (number == signal.SIGKILL and cpu_ns >= self._limits.cpu_s * 1e9):
+        out_of_cpu = ended.cpu_user_ns + ended.cpu_system_ns >= self._limits.cpu_s * 1e9
+        if number == signal.SIGKILL and self._stopped_for is not None:
+            late = out_of_cpu and self._stopped_for.kind is OutcomeKind.WALL_LIMIT
+            return _KILLED_BY_KEEPER["cpu"] if late else self._stopped_for
+        if number == signal.SIGXCPU or (number == signal.SIGKILL and out_of_cpu):
             return _KILLED_BY_KEEPER["cpu"]
         return Outcome(kind=OutcomeKind.SIGNALLED, signal=number)
 

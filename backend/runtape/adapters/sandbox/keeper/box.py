@@ -81,6 +81,8 @@ class Box:
     memory_limit_bytes: int = 0
     """Bound to be watched; 0 when a cgroup does it or nothing runs yet."""
     peak_memory_bytes: int = 0
+    cpu_ns: tuple[int, int] = (0, 0)
+    """User and system time of the tree when it was last looked at."""
     cpu_limit_ns: int = 0
     cpu_check_due_s: float = 0.0
     kill_reason: str = ""
@@ -201,17 +203,17 @@ def _raise_loopback() -> None:
 
 
 def _close_all_but(kept: _Kept) -> _Kept:
-    """Number the kept descriptors from 1 up, put /dev/null at 0, close all else, and return the new numbers.
+    """Number the kept descriptors from 1 up without a gap, put /dev/null at 0, close all else, return the new numbers.
 
     Only 0, 1 and 2 pass through an exec.
     """
-    spare = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) if fd >= 0 else -1 for fd in kept]
+    spare = {name: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for name, fd in kept._asdict().items() if fd >= 0}
+    numbers = {name: number for number, name in enumerate(spare, start=1)}
     os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
-    for number, fd in enumerate(spare, start=1):
-        if fd >= 0:
-            os.dup2(fd, number, inheritable=number <= 2)
-    linux.close_from(len(kept) + 1)
-    return _Kept(*(number if fd >= 0 else -1 for number, fd in enumerate(spare, start=1)))
+    for name, number in numbers.items():
+        os.dup2(spare[name], number, inheritable=number <= 2)
+    linux.close_from(len(numbers) + 1)
+    return _Kept(*(numbers.get(name, -1) for name in kept._fields))
 
 
 def _write(path: str, content: bytes) -> None:

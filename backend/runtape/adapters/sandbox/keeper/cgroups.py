@@ -52,7 +52,6 @@ class _Names:
     memory_limit: str
     peak_memory: str
     events: str
-    cpu_usage: str
     preset: tuple[tuple[str, str], ...]
 
 
@@ -61,14 +60,12 @@ _NAMES: Final = {
         "memory.limit_in_bytes",
         "memory.max_usage_in_bytes",
         "memory.oom_control",
-        "cpuacct.usage",
         (("memory.swappiness", "0"),),
     ),
     "v2": _Names(
         "memory.max",
         "memory.peak",
         "memory.events",
-        "cpu.stat",
         (("memory.swap.max", "0"), ("memory.oom.group", "1")),
     ),
 }
@@ -130,10 +127,14 @@ class Group:
         finally:
             os.close(control)
 
-    def cpu_usage_ns(self) -> int:
+    def cpu_ns(self) -> tuple[int, int]:
+        """Return the user and the system time of all that ran in the group."""
         if self._names is _NAMES["v1"]:
-            return int(self._read("cpuacct", self._names.cpu_usage)) if "cpuacct" in self._parents else 0
-        return parse_field(self._read("cpuacct", self._names.cpu_usage), b"usage_usec") * 1000
+            if "cpuacct" not in self._parents:
+                return 0, 0
+            return int(self._read("cpuacct", "cpuacct.usage_user")), int(self._read("cpuacct", "cpuacct.usage_sys"))
+        text = self._read("cpuacct", "cpu.stat")
+        return parse_field(text, b"user_usec") * 1000, parse_field(text, b"system_usec") * 1000
 
     def peak_memory_bytes(self) -> int:
         try:

@@ -7,7 +7,8 @@ starts the program by `posix_spawn` (vfork and exec: no page is copied) as a ses
 
 What the program inherits: descriptors 0, 1 and 2, and the confinement.  All else is close-on-exec.  It shares its
 uid with pid 1 yet can neither see it (not dumpable, hidepid) nor signal it (the kernel drops signals to a pid 1
-without handlers), nor change its limits (seccomp), so it has no way to the channel and cannot forge its end.
+without a handler; for the one that has, see below), nor change its limits (seccomp), so it has no way to the channel
+and cannot forge its end.
 
 The environment goes to `execve` as the order names it, LD_PRELOAD and all: nothing privileged is ever executed
 here, set-uid bits are void, and whatever a loader could be told to load is the program's own file, run as itself.
@@ -15,8 +16,11 @@ here, set-uid bits are void, and whatever a loader could be told to load is the 
 The end.  Orphans fall to us and are reaped on the way.  When the program itself has ended, what is left of its tree
 is killed and reaped: `kill(-1)` is atomic against fork.  Only then is the end told, so whoever hears it knows that
 no byte will follow in the pipes and that the resource usage is that of the whole tree.  Then this process exits,
-and the kernel removes the namespaces.  When we are killed instead, the kernel kills the tree before our death
-becomes visible, and the keeper tells the end.
+and the kernel removes the namespaces.
+
+To stop a program early the service sends SIGTERM: we kill the tree, and the end takes its usual course with the usage
+complete.  (A program that sends us one kills itself and nobody else.)  If that takes too long we are killed: the kernel
+then kills the tree before our death becomes visible, and the keeper tells the end.
 """
 
 import contextlib
@@ -30,13 +34,14 @@ from . import wire
 from .cgroups import GroupFiles, parse_field
 
 _STDIN: Final = 0
-_DEFAULTED: Final = [signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+_DEFAULTED: Final = [signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGHUP]
 """Signals that this interpreter or the keeper ignores; a program begins with all at their default."""
 
 
 def serve(channel: socket.socket, group: GroupFiles) -> NoReturn:
     """Wait for the order, carry it out, tell the end and exit."""
     try:
+        signal.signal(signal.SIGTERM, _kill_tree)
         _rehearse(group)
         datagram, fds = _receive(channel)
         if not datagram:
@@ -127,9 +132,15 @@ def _reap_all(program: int) -> int:
     with contextlib.suppress(ChildProcessError):
         while True:
             if os.waitpid(-1, os.WNOHANG)[0] == 0:
-                os.kill(-1, signal.SIGKILL)
+                _kill_tree()
                 os.waitpid(-1, 0)
     return wait_status
+
+
+def _kill_tree(*_: object) -> None:
+    """Kill all processes of this pid namespace but this one."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(-1, signal.SIGKILL)
 
 
 def _ended(wait_status: int, group: GroupFiles) -> bytes:

@@ -54,6 +54,8 @@ def main(control_fd: int, lock_fd: int) -> NoReturn:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+    for fd in (control_fd, lock_fd):
+        os.set_inheritable(fd, False)
     control = socket.socket(fileno=control_fd)
     try:
         opening = wire.Opening(*wire.unpack(control.recv(wire.DATAGRAM_BYTES))[1:])
@@ -234,20 +236,20 @@ class Keeper:
                 continue  # it dies just now
 
     def _sample_one(self, box: Box, now_s: float) -> None:
-        pids = watchdog.tree(box.pid)[1:] if box.group is None else []
+        pids = watchdog.tree(box.pid) if box.group is None else []
         if box.memory_limit_bytes:
-            held = watchdog.memory_bytes(pids, box.work_directory_fd, box.memory_limit_bytes)
-            box.peak_memory_bytes = max(box.peak_memory_bytes, held)
-            if held > box.memory_limit_bytes:
+            held_bytes = watchdog.memory_bytes(pids[1:], box.work_directory_fd, box.memory_limit_bytes)
+            box.peak_memory_bytes = max(box.peak_memory_bytes, held_bytes)
+            if held_bytes > box.memory_limit_bytes:
+                box.cpu_ns = watchdog.cpu_ns(pids)
                 self._kill(box, "memory")
         if box.cpu_limit_ns and now_s >= box.cpu_check_due_s:
-            used_ns = box.group.cpu_usage_ns() if box.group else watchdog.cpu_ns([box.pid, *pids])
-            used_ns -= sum(box.arming_cpu_ns)
-            if used_ns >= box.cpu_limit_ns:
+            box.cpu_ns = box.group.cpu_ns() if box.group else watchdog.cpu_ns(pids)
+            left_ns = box.cpu_limit_ns - (sum(box.cpu_ns) - sum(box.arming_cpu_ns))
+            if left_ns <= 0:
                 self._kill(box, "cpu")
             # All processors together cannot spend what is left any sooner.
-            earliest_s = (box.cpu_limit_ns - used_ns) / 1e9 / (os.cpu_count() or 1)
-            box.cpu_check_due_s = now_s + max(_CPU_CHECK_S, earliest_s)
+            box.cpu_check_due_s = now_s + max(_CPU_CHECK_S, left_ns / 1e9 / (os.cpu_count() or 1))
 
     def _kill(self, box: Box, reason: str) -> None:
         box.kill_reason = box.kill_reason or reason
@@ -260,7 +262,7 @@ class Keeper:
         """Reap a dead box and remove what was its; tell its end unless it has told it itself."""
         if not box.armed and box.channel.fileno() >= 0:
             self._hear(box)
-        _, status, used = os.wait4(box.pid, 0)
+        _, status = os.waitpid(box.pid, 0)
         self._forget(box.pidfd)
         os.close(box.pidfd)
         if box.work_directory_fd >= 0:
@@ -268,18 +270,19 @@ class Keeper:
         self._sampled.discard(box)
         del self._boxes[box.number]
         self._free_slots.append(box.uid_slot)
-        peak_bytes = max(box.peak_memory_bytes, used.ru_maxrss * 1024)
         if box.group is not None:
             if status != 0:
-                peak_bytes = box.group.peak_memory_bytes() or peak_bytes
+                box.peak_memory_bytes = box.group.peak_memory_bytes()
+                box.cpu_ns = box.group.cpu_ns()
                 if box.group.oom_kills():
                     box.kill_reason = "oom"
             self._forget(box.group.oom_eventfd)
             self._dead_groups.append(box.group)
         if status != 0 and box.armed:
-            user_ns = int(used.ru_utime * 1e9) - box.arming_cpu_ns[0]
-            system_ns = int(used.ru_stime * 1e9) - box.arming_cpu_ns[1]
-            reaped = wire.Reaped(box.kill_reason, max(0, user_ns), max(0, system_ns), peak_bytes)
+            user_ns, system_ns = (
+                max(0, all_ns - arming_ns) for all_ns, arming_ns in zip(box.cpu_ns, box.arming_cpu_ns, strict=True)
+            )
+            reaped = wire.Reaped(box.kill_reason, user_ns, system_ns, box.peak_memory_bytes)
             self._send("reaped", box.number, *reaped)
 
     def _bury_all(self) -> None:

@@ -45,15 +45,18 @@ def memory_bytes(pids: list[int], work_directory_fd: int, limit_bytes: int) -> i
     return files + sum(_proportional_bytes(pid, otherwise=resident[pid]) for pid in pids)
 
 
-def cpu_ns(pids: list[int]) -> int:
-    """Return the user and system time of `pids` and of the descendants that they have waited for."""
-    total_ticks = 0
+def cpu_ns(pids: list[int]) -> tuple[int, int]:
+    """Return the user and the system time of `pids` and of the descendants that they have waited for."""
+    user_ticks = system_ticks = 0
     for pid in pids:
         # The command's name in field 2 may hold anything, also blanks and brackets; what follows the last bracket is
         # state, ppid, ...; utime, stime, cutime and cstime are fields 14 to 17.
         fields = _read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
-        total_ticks += sum(int(value) for value in fields[11:15])
-    return total_ticks * _TICK_NS
+        if fields:
+            user, system, waited_user, waited_system = (int(value) for value in fields[11:15])
+            user_ticks += user + waited_user
+            system_ticks += system + waited_system
+    return user_ticks * _TICK_NS, system_ticks * _TICK_NS
 
 
 def _resident_bytes(pid: int) -> int:

@@ -1,0 +1,81 @@
+"""How the embedded adapters are made for the contract suites."""
+
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from runtape.adapters.embedded import database as database_module
+from runtape.adapters.embedded.admission import InMemoryAdmissionQueue
+from runtape.adapters.embedded.database import Database
+from runtape.adapters.embedded.documents import SqliteExecutionStore, SqliteSagaStore, SqliteUnitOfWork
+from runtape.adapters.embedded.live_feed import InProcessLiveFeed
+from runtape.adapters.embedded.log import SqliteEventLog
+from runtape.adapters.embedded.schema import STORE_SCHEMA
+from runtape.adapters.embedded.tape import SqliteBlobStore, SqliteTapeStore
+from runtape.ports.admission import AdmissionQueue, Capacity
+from runtape.ports.clock import Clock
+from runtape.ports.live import LiveFeed
+from tests.clocks import ManualClock
+from tests.contract.suites.stores import Stores, StoresBasic
+
+
+@contextmanager
+def quick_place() -> Iterator[Path]:
+    """Give an empty folder, in memory where that is possible: no test here is about the disk."""
+    memory = Path("/dev/shm")
+    # A full-size WAL in every test would write gigabytes and show nothing.
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder,
+    ):
+        patch.setattr(database_module, "WAL_BYTES", 1 << 16)
+        yield Path(folder)
+
+
+@asynccontextmanager
+async def sqlite_stores(path: Path, clock: ManualClock) -> AsyncIterator[Stores]:
+    """Open the embedded stores over the file at `path`."""
+    database = Database(path, STORE_SCHEMA)
+    await database.open()
+    log = SqliteEventLog(database)
+    try:
+        sagas = SqliteSagaStore(database)
+        executions = SqliteExecutionStore(database, sagas)
+        yield Stores(
+            executions=executions,
+            sagas=sagas,
+            unit_of_work=SqliteUnitOfWork(database, executions, sagas, log),
+            tape=SqliteTapeStore(database),
+            blobs=SqliteBlobStore(database, clock),
+            log=log,
+            clock=clock,
+        )
+    finally:
+        log.close()
+        await database.close()
+
+
+class EmbeddedStores(StoresBasic):
+    @pytest.fixture(autouse=True)
+    def _place(self) -> Iterator[None]:
+        with quick_place() as folder:
+            self._path = folder / "runtape.db"
+            self._clock = ManualClock()
+            yield
+
+    def open(self) -> AbstractAsyncContextManager[Stores]:
+        return sqlite_stores(self._path, self._clock)
+
+
+class EmbeddedLiveFeed:
+    def make(self) -> LiveFeed:
+        return InProcessLiveFeed()
+
+
+class EmbeddedAdmission:
+    def make(self, capacity: Capacity, clock: Clock) -> AdmissionQueue:
+        return InMemoryAdmissionQueue(capacity, clock)

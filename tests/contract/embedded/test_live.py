@@ -1,0 +1,13 @@
+"""The embedded feed and queue keep the contracts of their ports."""
+
+from tests.contract.embedded.basic import EmbeddedAdmission, EmbeddedLiveFeed
+from tests.contract.suites import admission, live_feed
+
+
+class TestLiveFeed(EmbeddedLiveFeed, live_feed.LiveFeedContract): ...
+
+
+class TestAdmission(EmbeddedAdmission, admission.AdmissionContract): ...
+
+
+TestAdmissionMachine = admission.admission_machine(EmbeddedAdmission().make)
