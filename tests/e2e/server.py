@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,7 +29,6 @@ from tests.e2e.sse import EventStream
 
 ROOT = Path(__file__).parents[2]
 ADMIN_PASSWORD = "correct horse battery staple"
-START_S = 20.0
 STOP_S = 15.0
 
 SIMULATED = (sys.executable, "-P", "-m", "tests.e2e.simulated_server")
@@ -63,16 +61,11 @@ class Server:
 
     def _told_url(self, process: "subprocess.Popen[bytes]") -> str:
         assert process.stdout is not None
-        deadline_s = time.monotonic() + START_S
         said = b""
-        os.set_blocking(process.stdout.fileno(), True)
-        while time.monotonic() < deadline_s:
-            line = process.stdout.readline()
+        for line in iter(process.stdout.readline, b""):
             said += line
             if found := re.match(rb"ready (http://\S+)", line):
                 return found[1].decode()
-            if not line:
-                break
         raise AssertionError(f"the server did not start: {said.decode()}\n{self.log.read_text()[-4000:]}")
 
     @property
@@ -89,6 +82,15 @@ class Server:
         assert self.process is not None and self.process.stdin is not None
         self.process.stdin.write(line.encode() + b"\n")
         self.process.stdin.flush()
+
+    def told(self) -> str:
+        """Wait for the next line that a simulated server says, and return it."""
+        assert self.process is not None and self.process.stdout is not None
+        return self.process.stdout.readline().decode().strip()
+
+    def open_files(self) -> int:
+        """Return how many descriptors the process has."""
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
 
     def kill(self) -> None:
         """End the process as a power switch would, and return when it is gone."""

@@ -1,7 +1,8 @@
 """The real server process over pods that only pretend: `python -m tests.e2e.simulated_server DATA`.
 
-Each line on standard input lets the programs go on that wait for the name on it (`wait NAME`); ``sandbox broken``
-and ``sandbox mended`` decide what the readiness of the sandbox is.
+Each line on standard input lets the programs go on that wait for the name on it (`wait NAME`).  ``sandbox broken``
+and ``sandbox mended`` decide what the readiness of the sandbox is; ``watched?`` asks for the line ``unwatched`` on
+standard output once no stream is subscribed to anything.
 """
 
 import asyncio
@@ -9,19 +10,43 @@ import os
 import sys
 from pathlib import Path
 
-from dishka import Provider, Scope, provide
+from dishka import Provider, Scope, alias, provide
 
+from runtape.adapters.embedded.live_feed import InProcessLiveFeed, InProcessSubscription
 from runtape.adapters.simulated import SimulatedPodRuntime
 from runtape.ports.errors import SandboxUnavailable
+from runtape.ports.live import LiveFeed
 from runtape.ports.pod_runtime import PodRuntime
 from runtape.runtime.process import serve
+
+
+class Feed(InProcessLiveFeed):
+    """A live feed that tells when nobody is subscribed any more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._asked = False
+
+    def ask(self) -> None:
+        self._asked = True
+        self._tell()
+
+    def forget(self, subscription: InProcessSubscription) -> None:
+        super().forget(subscription)
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._asked and self.subscribers == 0:
+            self._asked = False
+            print("unwatched", flush=True)
 
 
 class Pods(SimulatedPodRuntime):
     """Simulated pods that are told what to do by the lines of standard input."""
 
-    def __init__(self) -> None:
+    def __init__(self, feed: Feed) -> None:
         super().__init__()
+        self._feed = feed
         self._broken = False
         self._rest = b""
         os.set_blocking(0, False)
@@ -35,6 +60,8 @@ class Pods(SimulatedPodRuntime):
         for line in lines:
             if line.startswith(b"sandbox "):
                 self._broken = line == b"sandbox broken"
+            elif line == b"watched?":
+                self._feed.ask()
             else:
                 self.let(line.decode())
 
@@ -46,9 +73,12 @@ class Pods(SimulatedPodRuntime):
 class PodsProvider(Provider):
     scope = Scope.APP
 
+    feed = provide(Feed)
+    live_feed = alias(source=Feed, provides=LiveFeed)
+
     @provide
-    async def pods(self) -> PodRuntime:
-        return Pods()
+    async def pods(self, feed: Feed) -> PodRuntime:
+        return Pods(feed)
 
 
 if __name__ == "__main__":

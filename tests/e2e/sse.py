@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import socket
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -73,6 +74,7 @@ class EventStream:
         self._reader = reader
         self._writer = writer
         self._rest = b""
+        self._pieces: deque[bytes] = deque()
         self.status = 0
         self.headers: dict[str, str] = {}
         self.heartbeats = 0
@@ -119,27 +121,29 @@ class EventStream:
     async def next(self, wait_s: float = WAIT_S) -> Frame | None:
         """Return the next frame, None when the answer is complete.  Raises: IncompleteReadError, when it is not."""
         async with asyncio.timeout(wait_s):
-            while True:
-                while b"\n\n" not in self._rest:
-                    piece = await self._chunk()
-                    if not piece:
-                        assert not self._rest, self._rest
-                        return None
-                    self._rest += piece
-                raw, _, self._rest = self._rest.partition(b"\n\n")
+            while (raw := await self._piece()) is not None:
                 if not raw.startswith(b":"):
                     return Frame.parse(raw)
                 self.heartbeats += 1
+        return None
 
     async def heartbeat(self) -> None:
         """Return when the next heartbeat has come, which must be before the next frame."""
         async with asyncio.timeout(WAIT_S):
-            while b"\n\n" not in self._rest:
-                piece = await self._chunk()
-                assert piece, "the stream ended"
-                self._rest += piece
-        raw, _, self._rest = self._rest.partition(b"\n\n")
+            raw = await self._piece()
+        assert raw is not None, "the stream ended"
         assert raw.startswith(b":"), raw
+
+    async def _piece(self) -> bytes | None:
+        """Return the next frame or comment; None when the answer is complete."""
+        while not self._pieces:
+            data = await self._chunk()
+            if not data:
+                assert not self._rest, self._rest
+                return None
+            *pieces, self._rest = (self._rest + data).split(b"\n\n")
+            self._pieces.extend(pieces)
+        return self._pieces.popleft()
 
     async def _chunk(self) -> bytes:
         line = await self._reader.readuntil(b"\r\n")

@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -124,14 +123,15 @@ def descendants(pid: int) -> set[int]:
     waiting = [pid]
     while waiting:
         try:
-            tasks = list(Path(f"/proc/{waiting.pop()}/task").iterdir())
-            children = {int(child) for task in tasks for child in (task / "children").read_text().split()}
+            below = children(waiting.pop())
         except OSError:
             continue
-        waiting += children - found
-        found |= children
+        waiting += below - found
+        found |= below
     return found
 
 
-def host_python() -> str:
-    return str(Path(sys.executable).resolve())
+def children(pid: int) -> set[int]:
+    """Return the processes that `pid` has started and that have not been reaped."""
+    tasks = list(Path(f"/proc/{pid}/task").iterdir())
+    return {int(child) for task in tasks for child in (task / "children").read_text().split()}

@@ -83,14 +83,17 @@ class EventStreams:
         try:
             await send({"type": "http.response.start", "status": 200, "headers": [*_HEADERS, *headers]})
             async for batch in stream.batches():
-                last = batch[-1].event in ("end", "shutdown")
-                for data in writes(batch):
+                *pieces, last = writes(batch)
+                for data in pieces:
                     await self._send(send, {"type": "http.response.body", "body": data, "more_body": True})
-                if last:
-                    await send({"type": "http.response.body", "body": b""})
+                more = batch[-1].event not in ("end", "shutdown")
+                await self._send(send, {"type": "http.response.body", "body": last, "more_body": more})
                 if gone.done():
                     return
         except (SubscriptionClosed, TimeoutError):
+            return
+        except asyncio.CancelledError:
+            # The server ends so what is left when a shutdown's grace is over: a client that takes nothing more.
             return
         finally:
             gone.cancel()

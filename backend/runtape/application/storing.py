@@ -4,7 +4,7 @@ from runtape.application.announcing import Announcer
 from runtape.application.flow import NOTHING, Documents, Step, execution_change
 from runtape.domain import execution as executions
 from runtape.domain.events import ExecutionEnded, Message, StoredResult
-from runtape.domain.outcome import Outcome, OutcomeKind
+from runtape.domain.outcome import OUTPUT_LOST, Outcome, OutcomeKind
 from runtape.ports.clock import Clock
 from runtape.ports.pod_runtime import PodKey
 from runtape.ports.stores import TapeStore
@@ -43,7 +43,7 @@ class ResultProcessor:
         if not complete:
             lost = Outcome(
                 kind=OutcomeKind.SANDBOX_ERROR,
-                reason="output_lost",
+                reason=OUTPUT_LOST,
                 message=f"the tape ends at record {summary.last_seq} of {execution.last_seq}",
             )
         events = executions.store_result(execution, result, self._clock.now(), lost=lost)

@@ -29,6 +29,7 @@ from runtape.domain.events import (
 )
 from runtape.domain.execution import Execution, Lifecycle
 from runtape.domain.ids import ExecutionId
+from runtape.domain.outcome import OUTPUT_LOST
 from runtape.ports.admission import AdmissionQueue
 from runtape.ports.clock import Clock
 from runtape.ports.live import FeedClosed, LifecycleNudge, LiveFeed, Nudge, OutputNudge, Subscription
@@ -208,7 +209,7 @@ class ExecutionStream:
                 if batch:
                     yield batch
                     batch = []
-                async for page in self._records(closes):
+                async for page in self._records(execution, closes):
                     yield page
                 if execution.result is None and step.type in _ENDED and not self._precedes(execution, step):
                     return  # its last records are on their way to the tape
@@ -221,13 +222,13 @@ class ExecutionStream:
             if batch:
                 yield batch
             # A cursor at the very end gets `end` again; one inside the last attempt gets what it lacks first.
-            async for page in self._records(execution.attempt):
+            async for page in self._records(execution, execution.attempt):
                 yield page
             yield [Frame("end", self._at, b"{}")]
             return
         if batch:
             yield batch
-        async for page in self._records(execution.attempt):
+        async for page in self._records(execution, execution.attempt):
             yield page
         place = await self._queue.place(execution.id)
         if place is not None:
@@ -246,20 +247,33 @@ class ExecutionStream:
                 )
             ]
 
-    async def _records(self, last_attempt: int) -> AsyncIterator[Batch]:
-        """Yield what the tape holds beyond the cursor, up to the end of `last_attempt`."""
+    async def _records(self, execution: Execution, last_attempt: int) -> AsyncIterator[Batch]:
+        """Yield what the tape holds beyond the cursor, up to the end of `last_attempt`, and tell what it lacks."""
         for attempt in range(max(1, self._at.attempt), last_attempt + 1):
             if attempt > self._at.attempt:
                 self._at = Cursor(self._at.version, attempt, 0)
-            while records := await self._tape.read(PodKey(self._execution_id, attempt), self._at.seq, PAGE_BYTES):
+            while records := await self._tape.read(PodKey(execution.id, attempt), self._at.seq, PAGE_BYTES):
                 batch: Batch = []
-                if records[0].seq > self._at.seq + 1:
-                    until = Cursor(self._at.version, attempt, records[0].seq - 1)
-                    batch.append(_gap(self._at, until, "retention"))
                 for record in records:
+                    if record.seq > self._at.seq + 1:
+                        batch.append(self._skip_to(record.seq - 1))
                     self._at = Cursor(self._at.version, attempt, record.seq)
                     batch.append(Frame("output", self._at, output_frame(attempt, record)))
                 yield batch
+        if self._pruned(execution, last_attempt):
+            yield [self._skip_to(execution.last_seq)]
+
+    def _pruned(self, execution: Execution, attempt: int) -> bool:
+        """Whether the tape of `attempt`, which was read to its end, has lost its end since it was complete."""
+        if execution.result is None or attempt != execution.attempt or self._at.seq >= execution.last_seq:
+            return False
+        # What was lost before the tape was complete is told by the outcome.
+        return execution.outcome is None or execution.outcome.reason != OUTPUT_LOST
+
+    def _skip_to(self, seq: int) -> Frame:
+        since = self._at
+        self._at = Cursor(since.version, since.attempt, seq)
+        return _gap(since, self._at, "retention")
 
     async def _ahead(self, execution: Execution) -> Frame | None:
         """Return a gap, and go back to what there is, when the cursor lies beyond document or tape."""

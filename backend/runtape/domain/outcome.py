@@ -40,6 +40,10 @@ class Status(StrEnum):
         return self not in (Status.QUEUED, Status.RUNNING)
 
 
+OUTPUT_LOST = "output_lost"
+"""The `Outcome.reason` of a run whose tape ends before its last record."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """What ended an attempt.

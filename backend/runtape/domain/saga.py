@@ -58,8 +58,8 @@ class Saga:
         return self.step in (SagaStep.CREATE, SagaStep.MONITOR)
 
 
-def begin(event: ExecutionRequested) -> Saga:
-    """Return the saga of a requested execution, waiting in the queue."""
+def begin(event: ExecutionRequested, attempt: int = 1) -> Saga:
+    """Return the saga of a requested execution, waiting in the queue to ask for `attempt`."""
     return Saga(
         execution_id=event.execution_id,
         project_id=event.project_id,
@@ -67,6 +67,7 @@ def begin(event: ExecutionRequested) -> Saga:
         priority=event.priority,
         created_at=event.at,
         version=1,
+        attempt=attempt,
     )
 
 

@@ -137,7 +137,7 @@ def _http_server(app: ASGIApp) -> _Server:
 async def _serve(settings: Settings, host: str, port: int, ephemeral: bool, pods: Provider) -> int:
     stopping = asyncio.Event()
     _on_signals(stopping)
-    listener = _listen(host, port)
+    listener = _listen(host, port, settings.streams.send_timeout_s)
     service = Service(settings, pods)
     try:
         await service.start()
@@ -173,10 +173,13 @@ def _on_signals(stopping: asyncio.Event) -> None:
         loop.add_signal_handler(number, stop)
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int, send_timeout_s: float) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # tcp(7): connections inherit it.  A client that takes nothing for so long is cut off by the kernel; closing its
+    # connection would wait for as long as the client likes, since the server's own buffer has to be sent first.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(send_timeout_s * 1000))
     try:
         listener.bind((host, port))
     except OSError:

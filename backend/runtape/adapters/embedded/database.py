@@ -236,15 +236,19 @@ class Database:
             wanted = "full" if any(call.durable for call in group) else "normal"
             connection.execute(f"pragma synchronous={wanted}")
             connection.execute("begin immediate")
+            alone = len(group) == 1  # then the transaction itself is its savepoint
             for call in group:
-                connection.execute("savepoint unit")
+                if not alone:
+                    connection.execute("savepoint unit")
                 try:
                     answers.append((call, call.work(connection), None))
                 except BaseException as error:  # the unit's own failure: undone, and told to its caller
-                    connection.execute("rollback to unit")
+                    connection.execute("rollback" if alone else "rollback to unit")
                     answers.append((call, None, _translated(error)))
-                connection.execute("release unit")
-            connection.execute("commit")
+                if not alone:
+                    connection.execute("release unit")
+            if connection.in_transaction:
+                connection.execute("commit")
         except sqlite3.Error as error:
             if connection.in_transaction:
                 connection.execute("rollback")

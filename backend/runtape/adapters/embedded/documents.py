@@ -254,17 +254,17 @@ class SqliteUnitOfWork:
         merged = _merge(changes)
         durable = any(change.durability is Durability.POWER for change in merged)
 
-        def work(c: sqlite3.Connection) -> list[int]:
-            offsets: list[int] = []
+        messages = [message for change in merged for message in change.messages]
+
+        def work(c: sqlite3.Connection) -> Sequence[int]:
             for change in merged:
                 if isinstance(change.document, Execution):
                     _write_execution(c, change.document, change.expected_version)
                 else:
                     _write_saga(c, change.document, change.expected_version)
-                offsets += [self._log.insert(c, message) for message in change.messages]
-            return offsets
+            return self._log.insert(c, messages) if messages else ()
 
-        def note(written: "asyncio.Future[list[int]]") -> None:
+        def note(written: "asyncio.Future[Sequence[int]]") -> None:
             if written.cancelled() or written.exception() is not None:
                 return
             for change in merged:
@@ -272,7 +272,6 @@ class SqliteUnitOfWork:
                     self._executions.committed(change.document)
                 else:
                     self._sagas.committed(change.document)
-            messages = [message for change in merged for message in change.messages]
             self._log.committed(list(zip(written.result(), messages, strict=True)), handled)
 
         # What is stored has to be noted also when the caller was cancelled while it waited.

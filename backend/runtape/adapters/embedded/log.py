@@ -34,14 +34,16 @@ class SqliteEventLog:
         self._flusher: asyncio.TimerHandle | None = None
 
     @staticmethod
-    def insert(connection: sqlite3.Connection, message: Message) -> int:
-        """Append `message` inside the caller's transaction and return its offset."""
-        cursor = connection.execute(
-            "insert into log (topic, key, type, body) values (?,?,?,?)",
-            (message.topic, message.execution_id, message.type, _encode(message)),
-        )
-        assert cursor.lastrowid is not None
-        return cursor.lastrowid
+    def insert(connection: sqlite3.Connection, messages: Sequence[Message]) -> Sequence[int]:
+        """Append `messages` inside the caller's transaction and return their offsets."""
+        values: list[str | bytes] = []
+        for message in messages:
+            values += (message.topic, message.execution_id, message.type, _encode(message))
+        # One statement: the driver gives up the interpreter lock around each, and has to win it back from the loop.
+        rows = ",".join(["(?,?,?,?)"] * len(messages))
+        last = connection.execute(f"insert into log (topic, key, type, body) values {rows}", values).lastrowid  # noqa: S608  # only question marks are put in
+        assert last is not None
+        return range(last - len(messages) + 1, last + 1)
 
     def committed(self, rows: Sequence[tuple[int, Message]], handled: frozenset[tuple[EventId, str]]) -> None:
         """Hand rows that are now durable to the groups, except to those that have acted on them."""

@@ -54,13 +54,22 @@ class LocalSandbox:
     Use as an async context manager, or call `open` before anything else and `close` after everything.
     """
 
-    def __init__(self, data_dir: Path, *, armed_boxes: int | None = None, default_limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        armed_boxes: int | None = None,
+        default_limits: Limits | None = None,
+        lock_timeout_s: float = 10.0,
+    ) -> None:
         """Prepare, without touching anything yet.
 
         `data_dir` holds the lock file and names this installation.  `armed_boxes` is the number kept in stock, by
         default two per processor.  Boxes are armed for `default_limits`: a run with other `disk_mb` or `inodes`
-        waits some milliseconds for one made to order.
+        waits some milliseconds for one made to order.  `lock_timeout_s` is how long to wait for the programs of an
+        earlier service on this data folder to be dead.
         """
+        self._lock_timeout_s = lock_timeout_s
         self._data_dir = data_dir.resolve()
         self._armed_boxes = armed_boxes if armed_boxes is not None else 2 * (os.cpu_count() or 1)
         self._default_limits = default_limits or Limits()
@@ -80,7 +89,6 @@ class LocalSandbox:
     async def open(self) -> None:
         """Find the runtimes, start the keeper, and return when the first box is armed.
 
-        Waits up to ten seconds for the programs of an earlier service on this data folder to be dead.
         Must be called in the thread of the event loop that serves for good.
         Raises: SandboxUnavailable, with what is missing and the fix; Transient, when the earlier programs still live.
         """
@@ -95,7 +103,13 @@ class LocalSandbox:
             memory_bytes=memory_bytes,
             processes=processes,
         )
-        pool = BoxPool(self._data_dir, opening, _shape(self._default_limits), self._armed_boxes)
+        pool = BoxPool(
+            self._data_dir,
+            opening,
+            _shape(self._default_limits),
+            size=self._armed_boxes,
+            lock_timeout_s=self._lock_timeout_s,
+        )
         try:
             await pool.open()
         except BaseException:

@@ -35,7 +35,6 @@ Shape = tuple[int, int]
 _REFILL_DELAY_S: Final = 0.03
 _RETRY_DELAY_S: Final = 0.2
 _FAILURES_TO_REFUSE: Final = 5
-_LOCK_TIMEOUT_S: Final = 10.0
 _OPEN_TIMEOUT_S: Final = 10.0
 _RESTART_DELAYS_S: Final = (0.0, 0.1, 0.5, 2.0, 5.0)
 
@@ -45,8 +44,11 @@ LOST: Final = wire.Reaped("keeper_lost", 0, 0, 0)
 class BoxPool:
     """The stock of one keeper, replaced with it when it dies."""
 
-    def __init__(self, data_dir: Path, opening: wire.Opening, shape: Shape, size: int) -> None:
+    def __init__(
+        self, data_dir: Path, opening: wire.Opening, shape: Shape, *, size: int, lock_timeout_s: float
+    ) -> None:
         self._lock_path = data_dir / "sandbox.lock"
+        self._lock_timeout_s = lock_timeout_s
         self._opening = opening
         self._shape = shape
         self._size = size
@@ -77,7 +79,7 @@ class BoxPool:
             raise SandboxUnavailable(str(error)) from error
 
     async def _start_keeper(self) -> None:
-        lock_fd = await lock(self._lock_path, _LOCK_TIMEOUT_S)
+        lock_fd = await lock(self._lock_path, self._lock_timeout_s)
         self._opened = asyncio.get_running_loop().create_future()
         self._keeper = KeeperProcess(lock_fd, self._on_message, self._on_lost)
         self._keeper.send("open", *self._opening)

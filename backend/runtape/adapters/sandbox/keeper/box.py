@@ -45,6 +45,8 @@ _FIXED_LIMITS: Final = (
     (resource.RLIMIT_RTPRIO, (0, 0)),
     (resource.RLIMIT_STACK, _STACK_BYTES),
 )
+DEATH_SIGNAL: Final = signal.SIGUSR1
+"""Tells the keeper that the service has died; it can clean up, which a SIGKILL would keep it from."""
 _OOM_SCORE_ADJUSTMENT: Final = b"500"
 """When the whole machine runs out of memory, a box goes before any service."""
 _NO_GROUP: Final = GroupFiles(-1, -1, -1, -1)
@@ -144,7 +146,7 @@ def _clone(kept: _Kept, shape: tuple[int, int], uid_slot: int, confinement: Conf
         if pid != 0 and confinement.first_host_uid is not None:
             os.seteuid(0)
             os.setegid(0)
-            linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)  # the change of ids has cleared it
+            linux.prctl(linux.PR_SET_PDEATHSIG, DEATH_SIGNAL)  # the change of ids has cleared it
     return pid, pidfd
 
 
@@ -153,6 +155,8 @@ def _become_box(
 ) -> NoReturn:
     channel_fd = kept.channel
     try:
+        signal.set_wakeup_fd(-1)
+        signal.signal(DEATH_SIGNAL, signal.SIG_DFL)
         _become_user(host_uid, host_gid)
         linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
         linux.set_hostname(b"runtape")

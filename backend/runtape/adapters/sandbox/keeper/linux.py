@@ -36,6 +36,7 @@ MOUNT_ATTR_NOEXEC: Final = 0x8
 PR_SET_PDEATHSIG: Final = 1
 PR_SET_DUMPABLE: Final = 4
 _PR_CAPBSET_DROP: Final = 24
+_PR_SET_SECUREBITS: Final = 28
 _PR_SET_NO_NEW_PRIVS: Final = 38
 _SECCOMP_SET_MODE_FILTER: Final = 1
 
@@ -160,6 +161,11 @@ def drop_capabilities() -> None:
     header = _CapabilityHeader(version=0x20080522, pid=0)
     data = (ctypes.c_uint32 * 6)()
     _checked(_libc.capset(ctypes.byref(header), ctypes.byref(data)), "capset")
+
+
+def keep_capabilities_as_another_user() -> None:
+    """Have changes of the effective user leave the capabilities alone (SECBIT_NO_SETUID_FIXUP)."""
+    prctl(_PR_SET_SECUREBITS, 1 << 2)
 
 
 def forbid_new_privileges() -> None:

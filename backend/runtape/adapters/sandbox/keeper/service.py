@@ -9,10 +9,10 @@ What it watches: the control socket (an end of file means that the service is go
 exit, and with us goes the lock); each box's channel until it is armed; each box's pidfd; under cgroups v1 the eventfd
 that tells of an exhausted memory limit.  Timers exist only while a box is bound to be sampled.
 
-Who dies first.  Service: end of file here, and a death signal for the case that we hang.  Keeper: every box has a
-death signal on us, and pid 1 takes its tree along.  Box: the pidfd; a pid namespace is empty before the death of its
-pid 1 shows.  Signals that a service manager sends to the whole group are ignored: the service decides when its runs
-end.
+Who dies first.  Service: end of file here, and a death signal for the case that a child of its own holds a copy of the
+socket.  Keeper: every box has a death signal on us, and pid 1 takes its tree along.  Box: the pidfd; a pid namespace is
+empty before the death of its pid 1 shows.  Signals that a service manager sends to the whole group are ignored: the
+service decides when its runs end.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ from collections import deque
 from typing import Any, Final, NoReturn
 
 from . import cgroups, linux, rootfs, seccomp, watchdog, wire
-from .box import Box, Confinement, make_box
+from .box import DEATH_SIGNAL, Box, Confinement, make_box
 
 _MAKING_AT_ONCE: Final = os.cpu_count() or 1
 _HOST_UID_RANGES: Final = (1_900_000_000, 60_000, 30_000)
@@ -53,7 +53,7 @@ def main(control_fd: int, lock_fd: int) -> NoReturn:
     """Serve `control_fd` until its other end is closed."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+    linux.prctl(linux.PR_SET_PDEATHSIG, DEATH_SIGNAL)
     for fd in (control_fd, lock_fd):
         os.set_inheritable(fd, False)
     control = socket.socket(fileno=control_fd)
@@ -91,6 +91,9 @@ class Keeper:
         )
         self._epoll = select.epoll()
         self._epoll.register(control, select.EPOLLIN)
+        self._service_pid = os.getppid()
+        self._signalled_fd = _wake_on(DEATH_SIGNAL)
+        self._epoll.register(self._signalled_fd, select.EPOLLIN)
         self._box_of: dict[int, Box] = {}
         """Box of each descriptor in the epoll set."""
         self._boxes: dict[int, Box] = {}
@@ -124,6 +127,10 @@ class Keeper:
         for fd, _ in self._epoll.poll(pause_s):
             if fd == self._control.fileno():
                 if not self._obey():
+                    return False
+            elif fd == self._signalled_fd:
+                os.read(fd, 64)
+                if os.getppid() != self._service_pid:
                     return False
             elif (box := self._box_of.get(fd)) is not None:
                 if fd == box.pidfd:
@@ -355,6 +362,9 @@ def _enter_namespaces() -> int | None:
         first_uid = _first_host_uid()
         try:
             os.setgroups([])
+            # For a moment of each clone the keeper bears the uid of a box.  Killed in that moment, it must still have
+            # the right to send the boxes of other uids their death signal.
+            linux.keep_capabilities_as_another_user()
             linux.unshare(linux.CLONE_NEWNS)
         except OSError as error:
             raise Refused(f"root without the privilege to isolate: {error}", _MOUNT_FIX) from error
@@ -368,8 +378,16 @@ def _enter_namespaces() -> int | None:
                 file.write(content)
     except OSError as error:
         raise Refused(f"user namespaces cannot be had: {error}", _USERNS_FIX) from error
-    linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)  # the change of ids has cleared it
+    linux.prctl(linux.PR_SET_PDEATHSIG, DEATH_SIGNAL)  # the change of ids has cleared it
     return None
+
+
+def _wake_on(number: signal.Signals) -> int:
+    """Have `number` make a descriptor readable, and return that."""
+    read_fd, write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.signal(number, lambda *_: None)
+    signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
+    return read_fd
 
 
 def _first_host_uid() -> int:

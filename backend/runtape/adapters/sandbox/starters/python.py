@@ -6,12 +6,11 @@ and `help` are provided, since learners use them.  The script runs in the real `
 show in its tracebacks.
 """
 
-import sys
-
 
 def _run(main: dict) -> None:
     import _sitebuiltins
     import builtins
+    import sys
 
     builtins.exit = _sitebuiltins.Quitter("exit", "Ctrl-D (i.e. EOF)")
     builtins.quit = _sitebuiltins.Quitter("quit", "Ctrl-D (i.e. EOF)")
@@ -22,8 +21,7 @@ def _run(main: dict) -> None:
     sys.path[0] = folder
     sys.path += [path for path in libraries.split(":") if path]
     loader = type(main["__loader__"])("__main__", script)
-    for name in [name for name in main if not name.startswith("__")]:
-        del main[name]
+    del main["_run"]
     main.update(__file__=script, __loader__=loader, __doc__=None)
     failure = None
     try:

@@ -1,0 +1,296 @@
+"""The whole application in one test: real handlers over the embedded stores and simulated pods, on a clock that stands still."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from runtape.adapters.embedded.admission import InMemoryAdmissionQueue
+from runtape.adapters.embedded.live_feed import InProcessLiveFeed
+from runtape.adapters.simulated import SimulatedPodRuntime
+from runtape.application.admission import Admission
+from runtape.application.announcing import Announcer
+from runtape.application.flow import Flow, Tasks
+from runtape.application.monitoring import PodMonitor
+from runtape.application.queries import Queries
+from runtape.application.running import Worker
+from runtape.application.runtimes import RuntimeCatalogue
+from runtape.application.sources import SourceLibrary
+from runtape.application.storing import ResultProcessor
+from runtape.application.streaming import Cursor, Frame, Streams
+from runtape.application.submission import Submission, Submissions
+from runtape.application.sweeping import Sweeper
+from runtape.domain.events import EXECUTION_EVENTS, POD_COMMANDS, Message, Priority
+from runtape.domain.execution import Execution, OnInterrupt
+from runtape.domain.ids import ExecutionId
+from runtape.domain.limits import LimitPolicy
+from runtape.ports.admission import Capacity
+from runtape.ports.clock import Ids
+from runtape.ports.live import LiveFeed
+from runtape.ports.pod_runtime import PodKey, PodRuntime
+from runtape.runtime import roles
+from runtape.runtime.consumer import Consumer
+from runtape.runtime.roles import Role
+from tests.builders import a_principal
+from tests.clocks import CountingIds, ManualClock
+from tests.contract.embedded.basic import sqlite_stores
+from tests.contract.suites.stores import Stores
+
+ALICE = a_principal()
+PATIENCE_S = 20.0
+CAPACITY = Capacity(running=4, running_per_project=4, running_per_lang=4, queued=50, queued_per_project=50)
+
+
+def a_submission(script: str = "print(1)", **changes: Any) -> Submission:
+    """Return a request to run `script`."""
+    submission = Submission(
+        lang="python",
+        lang_version=None,
+        script=script,
+        stdin=b"",
+        args=(),
+        env={},
+        files=(),
+        limits={},
+        priority=Priority.NORMAL,
+        on_interrupt=OnInterrupt.RESTART,
+        idempotency_key=None,
+        body_sha256="body",
+    )
+    return Submission(**{name: changes.get(name, getattr(submission, name)) for name in Submission.__slots__})
+
+
+@dataclass(frozen=True)
+class World:
+    """One process's services; `start` makes it live."""
+
+    owner: str
+    stores: Stores
+    clock: ManualClock
+    feed: LiveFeed
+    pods: SimulatedPodRuntime
+    queue: InMemoryAdmissionQueue
+    flow: Flow
+    tasks: Tasks
+    admission: Admission
+    worker: Worker
+    monitor: PodMonitor
+    results: ResultProcessor
+    sweeper: Sweeper
+    queries: Queries
+    submissions: Submissions
+    streams: Streams
+    announcer: Announcer
+    failures: list[BaseException]
+
+    async def start(self) -> None:
+        """Recover, then consume, as `runtape.runtime.service` does; nothing that goes by a timer runs."""
+        self.tasks.spawn(self.monitor.watch(), "watch")
+        await self.sweeper.recover(self.owner)
+        for part in self.parts().values():
+            if part.topics:
+                consumer = Consumer(
+                    group=part.group,
+                    topics=part.topics,
+                    handlers=part.handlers,
+                    event_log=self.stores.log,
+                    flow=self.flow,
+                    tasks=self.tasks,
+                )
+                self.tasks.spawn(consumer.run(), part.group)
+
+    def parts(self) -> dict[Role, roles.RoleParts]:
+        return roles.parts(
+            admission_service=self.admission,
+            worker=self.worker,
+            monitor=self.monitor,
+            results=self.results,
+            sweeper=self.sweeper,
+        )
+
+    async def submit(self, script: str = "print(1)", **changes: Any) -> ExecutionId:
+        return await self.submissions.execute(ALICE, a_submission(script, **changes))
+
+    async def get(self, execution_id: ExecutionId) -> Execution:
+        execution = await self.stores.executions.get(execution_id)
+        assert execution is not None
+        return execution
+
+    async def frames(self, execution_id: ExecutionId, cursor: Cursor = Cursor()) -> list[Frame]:
+        """Read the stream to its end."""
+        stream, subscription = self.streams.open(execution_id, cursor)
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                return [frame async for batch in stream.batches() for frame in batch]
+        finally:
+            subscription.close()
+
+    async def until(self, holds: Callable[[], Awaitable[bool]]) -> None:
+        """Let everything run until `holds`; each turn waits for the store, so nothing spins."""
+        async with asyncio.timeout(PATIENCE_S):
+            while not await holds():
+                await self.stores.blobs.ready()
+
+    async def until_status(self, execution_id: ExecutionId, status: str) -> Execution:
+        async def reached() -> bool:
+            return (await self.get(execution_id)).status == status
+
+        await self.until(reached)
+        return await self.get(execution_id)
+
+    async def until_stored(self, execution_id: ExecutionId) -> Execution:
+        async def is_stored() -> bool:
+            return (await self.get(execution_id)).result is not None
+
+        await self.until(is_stored)
+        return await self.get(execution_id)
+
+    async def until_started(self, key: PodKey) -> None:
+        async def is_there() -> bool:
+            return key in await self.pods.list()
+
+        await self.until(is_there)
+
+    async def until_quiet(self) -> None:
+        """Wait until nothing runs any more but what waits for something to happen."""
+
+        async def quiet() -> bool:
+            return not [
+                task
+                for task in asyncio.all_tasks()
+                if task.get_name() in ("effect", "finish") or task.get_name().endswith(".handle")
+            ]
+
+        await self.until(quiet)
+
+    async def printed(self, execution_id: ExecutionId, attempt: int = 1) -> bytes:
+        found = await self.stores.tape.read(PodKey(execution_id, attempt), 0, 1 << 30)
+        return b"".join(record.data for record in found)
+
+    async def messages(self, *topics: str) -> list[Message]:
+        """Return everything that the log holds."""
+        found: list[Message] = []
+        marker = await self.submit("print end")
+        await self.until_stored(marker)
+        await self.until_quiet()
+        async for delivery in self.stores.log.consume(f"test-{marker}", topics or (EXECUTION_EVENTS, POD_COMMANDS)):
+            if delivery.message.execution_id == marker:
+                return found
+            found.append(delivery.message)
+        raise AssertionError("the log never ends")
+
+
+@asynccontextmanager
+async def a_world(
+    folder: Path,
+    *,
+    fused: bool = True,
+    clock: ManualClock | None = None,
+    ids: Ids | None = None,
+    owner: str = "worker-1",
+    capacity: Capacity = CAPACITY,
+    wrap: Callable[[Stores], Stores] = lambda stores: stores,
+    wrap_pods: Callable[[SimulatedPodRuntime], PodRuntime] = lambda pods: pods,
+    expect_failures: bool = False,
+) -> AsyncIterator[World]:
+    """Make a process over the files in `folder`; leaving it is its sudden death."""
+    clock = clock or ManualClock()
+    ids = ids or CountingIds()
+    async with sqlite_stores(folder / "runtape.db", clock) as inner:
+        stores = wrap(inner)
+        failures: list[BaseException] = []
+        tasks = Tasks(lambda name, error: failures.append(error))
+        feed, queue, pods = InProcessLiveFeed(), InMemoryAdmissionQueue(capacity, clock), SimulatedPodRuntime()
+        runtime = wrap_pods(pods)
+        announcer = Announcer(feed)
+        flow = Flow(
+            unit_of_work=stores.unit_of_work,
+            executions=stores.executions,
+            sagas=stores.sagas,
+            announcer=announcer,
+            tasks=tasks,
+            fused=fused,
+        )
+        library = SourceLibrary(stores.blobs)
+        queries = Queries(executions=stores.executions, tape=stores.tape)
+        catalogue = RuntimeCatalogue()
+        await catalogue.load(pods)
+        admission = Admission(queue=queue, sagas=stores.sagas, flow=flow, announcer=announcer, clock=clock)
+        worker = Worker(
+            owner=owner,
+            pods=runtime,
+            executions=stores.executions,
+            tape=stores.tape,
+            library=library,
+            flow=flow,
+            announcer=announcer,
+            tasks=tasks,
+            clock=clock,
+        )
+        monitor = PodMonitor(pods=runtime, tape=stores.tape, worker=worker, flow=flow, tasks=tasks, clock=clock)
+        results = ResultProcessor(tape=stores.tape, announcer=announcer, clock=clock)
+        sweeper = Sweeper(
+            executions=stores.executions,
+            sagas=stores.sagas,
+            blobs=stores.blobs,
+            admission=admission,
+            monitor=monitor,
+            results=results,
+            flow=flow,
+            clock=clock,
+        )
+        world = World(
+            owner=owner,
+            stores=stores,
+            clock=clock,
+            feed=feed,
+            pods=pods,
+            queue=queue,
+            flow=flow,
+            tasks=tasks,
+            admission=admission,
+            worker=worker,
+            monitor=monitor,
+            results=results,
+            sweeper=sweeper,
+            queries=queries,
+            submissions=Submissions(
+                flow=flow,
+                executions=stores.executions,
+                queries=queries,
+                queue=queue,
+                library=library,
+                catalogue=catalogue,
+                limits=LimitPolicy(),
+                clock=clock,
+                ids=ids,
+            ),
+            streams=Streams(executions=stores.executions, tape=stores.tape, feed=feed, queue=queue, clock=clock),
+            announcer=announcer,
+            failures=failures,
+        )
+        flow.subscribe(roles.subscriptions(list(world.parts().values())))
+        try:
+            yield world
+        finally:
+            await tasks.close()
+            if not expect_failures:
+                assert not failures, failures
+
+
+def body(frame: Frame) -> dict[str, Any]:
+    return msgspec.json.decode(frame.body)
+
+
+def event_types(frames: Sequence[Frame]) -> list[str]:
+    """Return the lifecycle of a stream, with ``output`` for a run of records."""
+    found: list[str] = []
+    for frame in frames:
+        name = frame.event or body(frame)["event_type"]
+        if not (name == "output" and found and found[-1] == "output"):
+            found.append(name)
+    return found
