@@ -1,4 +1,4 @@
-"""The whole application in one test: real handlers over the embedded stores and simulated pods, on a clock that stands still."""
+"""The whole application in a test: real handlers over the embedded stores and simulated pods, on a standing clock."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -41,7 +41,8 @@ from tests.contract.embedded.basic import sqlite_stores
 from tests.contract.suites.stores import Stores
 
 ALICE = a_principal()
-PATIENCE_S = 20.0
+PATIENCE_S = 10.0
+BEGINNING = Cursor()
 CAPACITY = Capacity(running=4, running_per_project=4, running_per_lang=4, queued=50, queued_per_project=50)
 
 
@@ -120,7 +121,7 @@ class World:
         assert execution is not None
         return execution
 
-    async def frames(self, execution_id: ExecutionId, cursor: Cursor = Cursor()) -> list[Frame]:
+    async def frames(self, execution_id: ExecutionId, cursor: Cursor = BEGINNING) -> list[Frame]:
         """Read the stream to its end."""
         stream, subscription = self.streams.open(execution_id, cursor)
         try:
@@ -156,14 +157,12 @@ class World:
         await self.until(is_there)
 
     async def until_quiet(self) -> None:
-        """Wait until nothing runs any more but what waits for something to happen."""
+        """Wait until nothing is being done but the recording of programs that run."""
 
         async def quiet() -> bool:
-            return not [
-                task
-                for task in asyncio.all_tasks()
-                if task.get_name() in ("effect", "finish") or task.get_name().endswith(".handle")
-            ]
+            names = [task.get_name() for task in asyncio.all_tasks()]
+            busy = [name for name in names if name in ("effect", "finish") or name.endswith(".handle")]
+            return len(busy) == len(self.worker._live)  # pyright: ignore[reportPrivateUsage]
 
         await self.until(quiet)
 

@@ -40,7 +40,7 @@ from tests.sandbox.runs import start, until_printed
 async def main():
     async with LocalSandbox(Path(sys.argv[1])) as sandbox:
         for _ in range(2):
-            await until_printed(sandbox, await start(sandbox, {DAEMON!r}), b"up")
+            await until_printed(sandbox, await start(sandbox, {DAEMON!r}), b'up\\n')
         print("running", flush=True)
         await asyncio.sleep(300)
 
@@ -152,7 +152,7 @@ async def test_orderly_end_leaves_nothing(tmp_path: Path) -> None:
     before = descendants(os.getpid())
     fds = len(os.listdir("/proc/self/fd"))
     async with LocalSandbox(tmp_path) as sandbox:
-        await until_printed(sandbox, await start(sandbox, DAEMON), b"up")
+        await until_printed(sandbox, await start(sandbox, DAEMON), b"up\n")
         watched = Watched(descendants(os.getpid()) - before)
         groups = cgroups_of(tmp_path)
     assert watched.alive_after(0.001) == 0
@@ -163,7 +163,7 @@ async def test_orderly_end_leaves_nothing(tmp_path: Path) -> None:
 
 async def test_loss_of_the_keeper_is_told_and_made_good(own_sandbox: LocalSandbox) -> None:
     key = await start(own_sandbox, DAEMON)
-    await until_printed(own_sandbox, key, b"up")
+    await until_printed(own_sandbox, key, b"up\n")
     keeper = keeper_of(own_sandbox)
     watched = Watched(descendants(keeper))
     os.kill(keeper, signal.SIGKILL)
@@ -184,7 +184,7 @@ async def test_runs_that_come_while_the_keeper_is_replaced_wait(own_sandbox: Loc
 
 async def test_kill_of_the_first_process_of_a_box_is_our_error(own_sandbox: LocalSandbox) -> None:
     key = await start(own_sandbox, DAEMON)
-    await until_printed(own_sandbox, key, b"up")
+    await until_printed(own_sandbox, key, b"up\n")
     keeper = keeper_of(own_sandbox)
     box = box_of(keeper)
     watched = Watched(descendants(box))
@@ -206,7 +206,7 @@ async def test_box_that_dies_in_stock_is_replaced(own_sandbox: LocalSandbox) -> 
 
 
 async def test_first_process_of_a_box_holds_nothing_of_the_host(own_sandbox: LocalSandbox) -> None:
-    await until_printed(own_sandbox, await start(own_sandbox, DAEMON), b"up")
+    await until_printed(own_sandbox, await start(own_sandbox, DAEMON), b"up\n")
     folder = f"/proc/{box_of(keeper_of(own_sandbox))}/fd"
     try:
         held = [os.readlink(f"{folder}/{fd}") for fd in sorted(os.listdir(folder), key=int)]

@@ -88,6 +88,6 @@ async def test_python_source_may_hold_any_text(sandbox: LocalSandbox) -> None:
 
 async def test_bash_has_its_usual_devices(sandbox: LocalSandbox) -> None:
     script = (
-        "cat <(echo one) /dev/null; head -c3 /dev/zero | wc -c; test -c /dev/urandom && echo two; mktemp | cut -c1-5"
+        "cat <(echo one) /dev/null; head -c3 /dev/zero | wc -c;test -c /dev/urandom && echo two; mktemp | cut -c1-5"
     )
     assert (await run(sandbox, script, lang="bash")).text == "one\n3\ntwo\n/tmp/"

@@ -32,6 +32,7 @@ def make_fastapi(container: AsyncContainer | None) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        generate_unique_id_function=lambda route: route.name,
     )
     api = APIRouter(prefix=PREFIX)
     for router in (auth.router, api_keys.router, executions.router, catalog.router, health.router):

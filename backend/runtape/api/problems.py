@@ -29,6 +29,9 @@ log = structlog.get_logger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 MAX_ERRORS = 10
+MAX_DETAIL = 500
+"""Characters of a detail or a field's name, which may repeat what was sent."""
+
 RETRY_AFTER_S = 1
 """What a caller is told to wait when the part that failed does not say."""
 
@@ -160,9 +163,9 @@ def problem(
         type=f"urn:runtape:problem:{code}",
         title=title,
         status=known_status,
-        detail=detail,
+        detail=detail[:MAX_DETAIL],
         code=code,
-        field=field,
+        field=field and field[:MAX_DETAIL],
         retry_after_s=retry_after_s,
         errors=tuple(errors[:MAX_ERRORS]),
         request_id=request_id,

@@ -57,7 +57,7 @@ class ExecuteRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw
 
 _decode = msgspec.json.Decoder(ExecuteRequest).decode
 _LOCATION = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)
-_NAMED = re.compile(r"field `(\w+)`")
+_NAMED = re.compile(r"field `(.*)`\Z", re.DOTALL)
 _NO_LIMITS: dict[str, float | int | None] = {}
 
 

@@ -73,11 +73,12 @@ def result_of(execution: Execution, summary: TapeSummary) -> Result:
 def _inline(head: bytes, size_bytes: int) -> str:
     """Decode the first bytes of a stream; a character that the cut went through is left out."""
     if len(head) < size_bytes:
-        for length in range(1, 4):
-            last = head[-length] if length <= len(head) else 0
-            if last >= 0xC0:
-                head = head[:-length]
+        for length in range(1, min(3, len(head)) + 1):
+            byte = head[-length]
+            if byte >= 0xC0:  # the first byte of a character, which tells how many it has
+                whole = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
+                head = head[:-length] if length < whole else head
                 break
-            if last < 0x80:
+            if byte < 0x80:
                 break
     return head.decode(errors="replace")

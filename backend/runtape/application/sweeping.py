@@ -66,9 +66,16 @@ class Sweeper:
         No attempt of theirs can be alive.  Runs before the first message is consumed.
         """
         asked = await self._admission.restore()
+        seen: set[ExecutionId] = set()
         async for execution in self._executions.unfinished():
+            # One whose `due_at` is moved here comes again, and would for ever.
+            if execution.id in seen:
+                continue
+            seen.add(execution.id)
             if execution.lease is not None and execution.lease.owner != owner:
                 await self._monitor.interrupt(execution.id, execution.attempt, "worker_lost")
+                if execution.id not in asked and (lost := await self._executions.get(execution.id)) is not None:
+                    await self._look_after(lost)  # no saga is told of its restart
             elif execution.outcome is not None or asked.get(execution.id, 0) <= execution.attempt:
                 await self._look_after(execution)
         async for saga in self._sagas.unfinished():

@@ -15,7 +15,8 @@ survives the death of the process, since its pages are in the kernel's hands.
 The WAL is grown in advance, because a file that grows makes each sync a journal commit of the file system
 (measured: half the mean of a FULL commit under load).  It is grown by writing zeros into the empty file: SQLite
 takes a header of zeros for an empty log.  Checkpoints are run by a reader thread, off the commit path, before the
-log outgrows that size; the writer then starts again at its beginning.
+log outgrows that size.  SQLite starts again at the log's beginning only when all of it was copied, which a reader
+cannot reach while the writer adds to it; so the writer copies the last few pages itself, between two groups.
 
 Readers have connections of their own; each read is one snapshot of what was committed.
 
@@ -48,7 +49,9 @@ WAL_BYTES = 32 << 20
 CHECKPOINT_BYTES = 16 << 20
 GROWTH_BYTES = 1 << 20
 UNIT_BYTES = 24 << 10
-CACHE_KIB = 64 << 10
+CACHE_KIB = 4 << 10
+"""The writer's page cache.  A run touches the newest pages of each tree; a larger cache would only fill up."""
+
 APPLICATION_ID = 0x52547031
 SCHEMA_VERSION = 1
 
@@ -76,6 +79,8 @@ class Database:
         self._threads: list[threading.Thread] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._checkpointing = False
+        self._copied = False
+        """Whether a reader has copied the log, and the writer is to copy what came since."""
         self._wal_path = path.with_name(path.name + "-wal")
         self._unchecked_bytes = 0
         self._wal_seen_bytes = wal_bytes
@@ -209,6 +214,10 @@ class Database:
             else:
                 answers = _failed(group, refusal)
             self._tell(answers)
+            if self._copied:
+                self._copied = False
+                with contextlib.suppress(sqlite3.Error):
+                    connection.execute("pragma wal_checkpoint(passive)").fetchone()
             self._consider_checkpoint(len(group))
         with contextlib.suppress(sqlite3.Error):
             connection.execute("pragma wal_checkpoint(truncate)")
@@ -290,7 +299,9 @@ class Database:
 
     def _checkpoint(self, connection: sqlite3.Connection) -> None:
         try:
-            connection.execute("pragma wal_checkpoint(passive)").fetchone()
+            for _ in range(2):  # the second time what was added during the first
+                connection.execute("pragma wal_checkpoint(passive)").fetchone()
+            self._copied = True
         except sqlite3.Error as error:
             log.warning("store.checkpoint_failed", error=str(error))
         finally:

@@ -36,7 +36,7 @@ from typing import Final, Self
 from runtape.domain.limits import Limits
 from runtape.domain.outcome import Outcome, OutcomeKind
 from runtape.domain.tape import Record
-from runtape.ports.errors import SandboxUnavailable
+from runtape.ports.errors import SandboxUnavailable, Transient
 from runtape.ports.pod_runtime import PodEnded, PodKey, PodSpec, Runtime
 
 from .keeper import wire
@@ -133,22 +133,26 @@ class LocalSandbox:
             return
         order = make_order(runtime, spec.source, spec.limits, pool.armed_limits)
         try:
-            for tries_left in reversed(range(_DEAD_BOXES_TO_TRY)):
-                box = await pool.take(_shape(spec.limits), pod.on_reaped)
-                if pod.ended is not None:  # killed while it waited
-                    pool.give_back(box)
-                    return
-                try:
-                    pod.begin(box, pool, order)
-                    return
-                except OSError:
-                    pool.release(box)
-                    if tries_left == 0:
-                        raise
-        except BaseException:
+            await self._begin(pod, pool, _shape(spec.limits), order)
+        except BaseException as error:
             if pod.ended is None:
                 del self._pods[key]
+            elif isinstance(error, Transient):
+                return  # killed while it waited: that is its end
             raise
+
+    async def _begin(self, pod: Pod, pool: BoxPool, shape: Shape, order: wire.Order) -> None:
+        for _ in range(_DEAD_BOXES_TO_TRY):
+            box = await pool.take(shape, pod.on_reaped)
+            if pod.ended is not None:  # killed while it waited
+                pool.give_back(box)
+                return
+            try:
+                pod.begin(box, pool, order)
+                return
+            except OSError:  # it died in stock, and the keeper has not told yet
+                pool.release(box)
+        raise Transient("boxes die before they can be used")
 
     async def records(self, key: PodKey, after_seq: int = 0) -> AsyncIterator[tuple[Record, ...]]:
         pod = self._pods.get(key)

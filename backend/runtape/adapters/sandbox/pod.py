@@ -149,7 +149,7 @@ class Pod:
         """Move the end of the lease.  A timer that is set for the old one finds nothing due and is set anew."""
         sooner = lease_due_s < self._lease_due_s
         self._lease_due_s = lease_due_s
-        if sooner and self._timer is not None and self._stopped_for is None:
+        if sooner and self._timer is not None and self._stopped_for is None and self.ended is None:
             self._timer.cancel()
             self._set_timer()
 

@@ -9,11 +9,13 @@ The lock.  ``<data>/sandbox.lock`` is locked before the keeper starts, and keepe
 when all of them are dead, however they died; so whoever gets it knows that no program of an earlier service runs.
 
 Keeper lost.  Its socket reads end of file, and its boxes die by their death signals.  Those in stock are dropped;
-runs are told once the box is seen dead; a new keeper is started behind the lock, which waits for the same.
+runs are told once the box is seen dead; a new keeper is started behind the lock, which waits for the same.  While no
+new one can be had, runs are refused and it is tried on.
 """
 
 import asyncio
 import contextlib
+import itertools
 from collections import defaultdict, deque
 from collections.abc import Callable
 from pathlib import Path
@@ -36,9 +38,10 @@ _REFILL_DELAY_S: Final = 0.03
 _RETRY_DELAY_S: Final = 0.2
 _FAILURES_TO_REFUSE: Final = 5
 _OPEN_TIMEOUT_S: Final = 10.0
+_RESTARTS_TO_REFUSE: Final = 3
 _RESTART_DELAYS_S: Final = (0.0, 0.1, 0.5, 2.0, 5.0)
 
-LOST: Final = wire.Reaped("keeper_lost", 0, 0, 0)
+_LOST: Final = wire.Reaped("keeper_lost", 0, 0, 0)
 
 
 class BoxPool:
@@ -56,6 +59,8 @@ class BoxPool:
         self._waiting: defaultdict[Shape, deque[asyncio.Future[ArmedBox]]] = defaultdict(deque)
         self._asked_for: defaultdict[Shape, int] = defaultdict(int)
         self._taken: dict[int, tuple[ArmedBox, Callable[[wire.Reaped], None]]] = {}
+        self._orphans: set[ArmedBox] = set()
+        """Boxes of a lost keeper whose death is awaited here, as nobody else tells it."""
         self._refill: asyncio.TimerHandle | None = None
         self._failures = 0
         self._keeper: KeeperProcess | None = None
@@ -160,6 +165,8 @@ class BoxPool:
     def release(self, box: ArmedBox) -> None:
         """Close a box whose end is known."""
         self._taken.pop(box.number, None)
+        if box in self._orphans:
+            self._forget_orphan(box)
         box.close()
 
     def bound_memory(self, box: ArmedBox, memory_bytes: int) -> None:
@@ -259,7 +266,9 @@ class BoxPool:
             self._refill = asyncio.get_running_loop().call_later(_RETRY_DELAY_S, self._fill)
 
     def _on_lost(self) -> None:
-        self._settle_opening(SandboxUnavailable("the sandbox's keeper ended while it started"))
+        if self._opened is not None and not self._opened.done():  # whoever starts it deals with it
+            self._opened.set_exception(SandboxUnavailable("the sandbox's keeper ended while it started"))
+            return
         keeper, self._keeper = self._keeper, None
         if self._closed or keeper is None:
             return
@@ -267,29 +276,32 @@ class BoxPool:
         self._asked_for.clear()
         self._drop_stock()
         loop = asyncio.get_running_loop()
-        for box, on_reaped in list(self._taken.values()):
+        for box, on_reaped in self._taken.values():
             box.kill()
+            self._orphans.add(box)
             loop.add_reader(box.pidfd, self._on_orphan_dead, box, on_reaped)
         self._restart = loop.create_task(self._replace(keeper))
 
     def _on_orphan_dead(self, box: ArmedBox, on_reaped: Callable[[wire.Reaped], None]) -> None:
+        self._forget_orphan(box)
+        on_reaped(_LOST)
+
+    def _forget_orphan(self, box: ArmedBox) -> None:
+        self._orphans.discard(box)
         asyncio.get_running_loop().remove_reader(box.pidfd)
-        on_reaped(LOST)
 
     async def _replace(self, lost: KeeperProcess) -> None:
-        """Bury the lost keeper and start another; give up after a few attempts."""
+        """Bury the lost keeper and start another; after a few failures refuse who waits, and try on."""
         await lost.close()
-        error: InfrastructureError | None = None
-        for delay_s in _RESTART_DELAYS_S:
-            await asyncio.sleep(delay_s)
+        for attempt in itertools.count():
+            await asyncio.sleep(_RESTART_DELAYS_S[min(attempt, len(_RESTART_DELAYS_S) - 1)])
             try:
                 await self._start_keeper()
-            except InfrastructureError as failure:
-                error = failure
-                log.warning("sandbox.keeper_restart_failed", reason=str(error))
+            except InfrastructureError as error:
+                log.warning("sandbox.keeper_restart_failed", attempt=attempt, reason=str(error))
+                if attempt >= _RESTARTS_TO_REFUSE:
+                    self._refused = error
+                    self._refuse(error)
             else:
-                log.info("sandbox.keeper_restarted")
+                log.info("sandbox.keeper_restarted", attempt=attempt)
                 return
-        self._refused = error
-        if error is not None:
-            self._refuse(error)

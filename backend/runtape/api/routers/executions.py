@@ -3,7 +3,7 @@
 import re
 from collections.abc import AsyncIterator
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 from dishka.integrations.fastapi import DishkaRoute, FromDishka
 from fastapi import APIRouter, Header, Path, Query, Request
@@ -33,9 +33,15 @@ from runtape.ports.stores import ExecutionFilter
 
 router = APIRouter(route_class=DishkaRoute, tags=["executions"])
 
-_READ = documented("unauthenticated", "scope_missing", "not_found", "rate_limited")
-_CHANGE = documented("unauthenticated", "scope_missing", "csrf_failed", "not_found", "already_terminal", "rate_limited")
-_RANGE = re.compile(r"bytes=(\d*)-(\d*)\Z")
+_ALWAYS = ("unauthenticated", "scope_missing", "not_found", "validation_failed", "rate_limited")
+_READ = documented(*_ALWAYS)
+
+
+def _change(*codes: str) -> dict[int | str, dict[str, Any]]:
+    return documented(*_ALWAYS, "csrf_failed", *codes)
+
+
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})\Z", re.ASCII)
 PAGE_LIMIT = 200
 
 ExecutionIdPath = Annotated[ExecutionId, Path(examples=[EXECUTION_EXAMPLE])]
@@ -81,7 +87,9 @@ async def get_output(
     principal: PrincipalDep,
     queries: FromDishka[Queries],
     range_header: Annotated[str | None, Header(alias="Range", examples=["bytes=0-99"])] = None,
-    if_range: Annotated[str | None, Header(description="the `ETag` that the range is meant for")] = None,
+    if_range: Annotated[
+        str | None, Header(description="the `ETag` that the range is meant for", examples=['"6b86b273"'])
+    ] = None,
 ) -> Response:
     """Give the exact bytes that the last attempt printed, as an attachment; one `Range` is understood."""
     require(principal, Scope.READ)
@@ -162,7 +170,11 @@ async def get_events(
     return EventList(events=[event for event in events if not wanted or event.event_type in wanted][:limit])
 
 
-@router.post("/executions/{execution_id}/cancel", response_model=CancelAnswer, responses=_CHANGE)
+@router.post(
+    "/executions/{execution_id}/cancel",
+    response_model=CancelAnswer,
+    responses=_change("malformed_json", "already_terminal"),
+)
 async def cancel_execution(
     execution_id: ExecutionIdPath,
     principal: PrincipalDep,
@@ -179,12 +191,18 @@ async def cancel_execution(
     )
 
 
-@router.post("/executions/{execution_id}/retry", response_model=Accepted, responses=_CHANGE)
+@router.post(
+    "/executions/{execution_id}/retry",
+    response_model=Accepted,
+    responses=_change("not_terminal", "idempotency_conflict", "queue_full"),
+)
 async def retry_execution(
     execution_id: ExecutionIdPath,
     principal: PrincipalDep,
     submissions: FromDishka[Submissions],
-    idempotency_key: Annotated[str | None, Header()] = None,
+    idempotency_key: Annotated[
+        str | None, Header(description="the same key gives the same execution for 24 hours", examples=["order-4711"])
+    ] = None,
 ) -> Accepted:
     """Run the same source with the same limits again, as a new execution."""
     require(principal, Scope.EXECUTE)
@@ -192,7 +210,7 @@ async def retry_execution(
     return Accepted(execution_id=accepted, status=Status.QUEUED)
 
 
-@router.delete("/executions/{execution_id}", status_code=204, responses=_CHANGE)
+@router.delete("/executions/{execution_id}", status_code=204, responses=_change("not_terminal"))
 async def delete_execution(
     execution_id: ExecutionIdPath, principal: PrincipalDep, submissions: FromDishka[Submissions]
 ) -> None:
@@ -202,17 +220,25 @@ async def delete_execution(
 
 
 @router.get(
-    "/user/executions", response_model=ExecutionList, responses=documented("unauthenticated", "validation_failed")
+    "/user/executions",
+    response_model=ExecutionList,
+    responses=documented("unauthenticated", "scope_missing", "validation_failed", "rate_limited"),
 )
 async def list_executions(
     principal: PrincipalDep,
     queries: FromDishka[Queries],
     status: Status | None = None,
     lang: Annotated[str | None, Query(examples=["python"])] = None,
-    start_time: Annotated[datetime | None, Query(description="created at this time or later")] = None,
-    end_time: Annotated[datetime | None, Query(description="created before this time")] = None,
+    start_time: Annotated[
+        datetime | None, Query(description="created at this time or later", examples=["2026-01-31T12:00:00Z"])
+    ] = None,
+    end_time: Annotated[
+        datetime | None, Query(description="created before this time", examples=["2026-02-01T00:00:00Z"])
+    ] = None,
     limit: Annotated[int, Query(ge=1, le=PAGE_LIMIT)] = 50,
-    cursor: Annotated[str | None, Query(description="`next_cursor` of the page before")] = None,
+    cursor: Annotated[
+        str | None, Query(description="`next_cursor` of the page before", examples=[EXECUTION_EXAMPLE])
+    ] = None,
 ) -> ExecutionList:
     """List the caller's executions, newest first."""
     require(principal, Scope.READ)

@@ -178,10 +178,11 @@ def _become_box(
         socket.send_fds(channel, [armed], shared)
         for fd in shared:
             os.close(fd)
+        init.serve(channel, GroupFiles(*kept[4:]))
     except BaseException as error:
         os.write(channel_fd, wire.pack("failed", f"{type(error).__name__}: {error}"))
-        os._exit(1)
-    init.serve(channel, GroupFiles(*kept[4:]))
+    finally:
+        os._exit(1)  # whatever happens, a box does not return into the keeper's code
 
 
 def _within(hard: int, limits: tuple[int, int]) -> tuple[int, int]:

@@ -40,16 +40,17 @@ _DEFAULTED: Final = [signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT, signal.SIGHU
 
 def serve(channel: socket.socket, group: GroupFiles) -> NoReturn:
     """Wait for the order, carry it out, tell the end and exit."""
+    signal.signal(signal.SIGTERM, _kill_tree)
+    _rehearse(group)
+    datagram, fds = _receive(channel)
+    if not datagram:
+        os._exit(0)
     try:
-        signal.signal(signal.SIGTERM, _kill_tree)
-        _rehearse(group)
-        datagram, fds = _receive(channel)
-        if not datagram:
-            os._exit(0)
-        wait_status = _reap_all(_start(datagram, fds, group))
-        channel.send(_ended(wait_status, group))
-    except BaseException as error:
-        channel.send(wire.pack("failed", f"{type(error).__name__}: {error}"))
+        told = _ended(_reap_all(_start(datagram, fds, group)), group)
+    except Exception as error:
+        told = wire.pack("failed", f"{type(error).__name__}: {error}")
+    with contextlib.suppress(OSError):  # nobody listens any more: the service has died
+        channel.send(told)
     os._exit(0)
 
 

@@ -31,7 +31,7 @@ ORDER_IN_FD: Final = 1
 STDIN_IN_FD: Final = 2
 INLINE_BYTES: Final = 60_000
 """Greatest order in a datagram, and greatest stdin in an order: the latter must fit an empty pipe (64 KiB)."""
-DATAGRAM_BYTES: Final = 1 << 18
+DATAGRAM_BYTES: Final = 1 << 16
 
 
 class Opening(NamedTuple):

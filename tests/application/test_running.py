@@ -1,0 +1,228 @@
+"""The worker and the monitor: leases, output on the tape, and what they do when a part fails them."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtape.application import retrying, running
+from runtape.domain.outcome import Outcome, OutcomeKind, Usage
+from runtape.domain.tape import Record
+from runtape.ports.errors import SandboxUnavailable, Transient
+from runtape.ports.pod_runtime import PodEnded, PodKey, PodRuntime, PodSpec
+from tests.application.world import World, a_world
+from tests.builders import EXITED
+from tests.contract.embedded.basic import quick_place
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with quick_place() as place:
+        yield place
+
+
+@pytest.fixture(autouse=True)
+def _without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retrying, "FIRST_PAUSE_S", 0.0)
+    monkeypatch.setattr(running, "FLUSH_INTERVAL_S", 0.0)
+
+
+class Wrapped:
+    """A port whose methods a test replaces one by one."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+async def test_a_start_that_fails_for_a_moment_is_tried_again(folder: Path) -> None:
+    calls: list[int] = []
+
+    class Hesitant(Wrapped):
+        async def start(self, spec: PodSpec, attempt: int, lease_expires_at: datetime) -> None:
+            calls.append(attempt)
+            if len(calls) < 3:
+                raise Transient("busy")
+            await self.inner.start(spec, attempt, lease_expires_at)
+
+    async with a_world(folder, wrap_pods=Hesitant) as world:
+        await world.start()
+        assert (await world.until_stored(await world.submit())).attempt == 1
+        assert calls == [1, 1, 1]
+
+
+@pytest.mark.parametrize("error", [Transient("busy"), SandboxUnavailable("no user namespaces")])
+async def test_a_start_that_keeps_failing_is_our_failure_after_three_attempts(folder: Path, error: Exception) -> None:
+    class Broken(Wrapped):
+        async def start(self, spec: PodSpec, attempt: int, lease_expires_at: datetime) -> None:
+            raise error
+
+    async with a_world(folder, wrap_pods=Broken) as world:
+        await world.start()
+        execution = await world.until_stored(await world.submit())
+        assert execution.outcome is not None
+        assert (execution.status, execution.outcome.reason, execution.attempt) == ("failed", "start_failed", 3)
+        await world.until_quiet()
+
+
+async def test_a_tape_that_cannot_be_written_for_a_moment_loses_nothing(folder: Path) -> None:
+    failing = [1, 2, 3]
+
+    class Stuttering(Wrapped):
+        async def append(self, key: PodKey, records: Sequence[Record]) -> None:
+            if failing:
+                failing.pop()
+                raise Transient("disk full")
+            await self.inner.append(key, records)
+
+    async with a_world(folder, wrap=lambda s: replace(s, tape=Stuttering(s.tape))) as world:
+        await world.start()
+        execution_id = await world.submit("print a\nprint b")
+        assert (await world.until_stored(execution_id)).status == "completed"
+        assert await world.printed(execution_id) == b"a\nb\n"
+
+
+async def test_a_tape_that_stays_unwritable_ends_the_program_and_the_loss_is_told(folder: Path) -> None:
+    class Full(Wrapped):
+        async def append(self, key: PodKey, records: Sequence[Record]) -> None:
+            raise Transient("disk full")
+
+    async with a_world(folder, wrap=lambda s: replace(s, tape=Full(s.tape))) as world:
+        await world.start()
+        execution = await world.until_stored(await world.submit("print a\nwait never"))
+        assert execution.outcome is not None
+        assert (execution.outcome.kind, execution.outcome.reason) == (OutcomeKind.SANDBOX_ERROR, "output_lost")
+        await world.until_quiet()
+        assert await world.pods.list() == []
+
+
+async def test_a_worker_that_breaks_while_it_starts_does_not_hold_its_lease_for_ever(folder: Path) -> None:
+    class Forgetful(Wrapped):
+        broken = False
+
+        async def get(self, execution_id: Any) -> Any:
+            if self.broken:
+                self.broken = False
+                raise RuntimeError("broken")
+            return await self.inner.get(execution_id)
+
+    class Breaking(Wrapped):
+        async def start(self, spec: PodSpec, attempt: int, lease_expires_at: datetime) -> None:
+            await self.inner.start(spec, attempt, lease_expires_at)
+            if attempt == 1:
+                store.broken = True
+
+    def wrap(stores: Any) -> Any:
+        nonlocal store
+        store = Forgetful(stores.executions)
+        return replace(stores, executions=store)
+
+    store = Forgetful(None)
+    async with a_world(folder, wrap=wrap, wrap_pods=Breaking, expect_failures=True) as world:
+        await world.start()
+        execution_id = await world.submit("print a\nwait go")
+
+        async def failed() -> bool:
+            return bool(world.failures)
+
+        await world.until(failed)
+        assert [str(failure) for failure in world.failures] == ["broken"]
+        world.clock.advance(36)
+        world.pods.let("go")
+        await world.sweeper.sweep()
+        assert (await world.until_stored(execution_id)).status == "completed"
+
+
+class TestLeases:
+    @pytest.fixture
+    async def world(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+        monkeypatch.setattr(running, "LEASE_EXTENSION_S", 0.0)
+        self.extended: list[tuple[PodKey, datetime]] = []
+        extended = self.extended
+
+        class Noting(Wrapped):
+            async def extend(self, key: PodKey, lease_expires_at: datetime) -> None:
+                extended.append((key, lease_expires_at))
+
+        def wrap(pods: PodRuntime) -> Any:
+            return Noting(pods)
+
+        async with a_world(folder, wrap_pods=wrap) as world:
+            await world.start()
+            yield world
+
+    async def test_live_pods_have_their_leases_extended_in_the_store_first(self, world: World) -> None:
+        execution_id = await world.submit("wait go")
+        await world.until_started(PodKey(execution_id, 1))
+        world.clock.advance(20)
+        world.tasks.spawn(world.worker.extend_leases(), "leases")
+
+        async def told() -> bool:
+            return bool(self.extended)
+
+        await world.until(told)
+        lease = (await world.get(execution_id)).lease
+        assert lease is not None
+        assert self.extended[0] == (PodKey(execution_id, 1), lease.expires_at)
+        assert lease.expires_at == world.clock.now() + running.LEASE_TTL
+
+    async def test_a_pod_whose_lease_was_lost_is_killed(self, world: World) -> None:
+        execution_id = await world.submit("wait never")
+        await world.until_started(PodKey(execution_id, 1))
+        world.clock.advance(36)
+        await world.sweeper.sweep()  # the worker was silent for too long: the attempt counts as dead
+        world.tasks.spawn(world.worker.extend_leases(), "leases")
+
+        async def second() -> bool:
+            return (await world.get(execution_id)).attempt == 2
+
+        await world.until(second)
+
+        async def only_the_second() -> bool:
+            return PodKey(execution_id, 1) not in await world.pods.list()
+
+        await world.until(only_the_second)
+
+
+async def test_an_end_that_is_told_twice_or_late_changes_nothing(folder: Path) -> None:
+    async with a_world(folder) as world:
+        await world.start()
+        execution_id = await world.submit("print a")
+        execution = await world.until_stored(execution_id)
+        late = PodEnded(key=PodKey(execution_id, 1), outcome=Outcome(kind=OutcomeKind.SIGNALLED), usage=Usage(), last_seq=9)
+        await asyncio.gather(*(world.monitor.finish(late) for _ in range(5)))
+        await world.monitor.finish(replace(late, key=PodKey(execution_id, 2)))
+        await world.monitor.interrupt(execution_id, 1, "worker_lost")
+        assert await world.get(execution_id) == execution
+        assert execution.outcome == EXITED
+
+
+async def test_the_end_waits_for_the_last_output(folder: Path) -> None:
+    """The pod has ended and its last records are still on their way to the tape."""
+    gate = asyncio.Event()
+
+    class Slow(Wrapped):
+        async def append(self, key: PodKey, records: Sequence[Record]) -> None:
+            await gate.wait()
+            await self.inner.append(key, records)
+
+    for fused in (True, False):
+        gate.clear()
+        with quick_place() as place:
+            async with a_world(place, fused=fused, wrap=lambda s: replace(s, tape=Slow(s.tape))) as world:
+                await world.start()
+                execution_id = await world.submit("print a\nprint b")
+                await world.until_started(PodKey(execution_id, 1))
+                for _ in range(20):
+                    await world.stores.blobs.ready()
+                assert (await world.get(execution_id)).result is None
+                gate.set()
+                execution = await world.until_stored(execution_id)
+                assert execution.result is not None
+                assert (execution.result.stdout_bytes, execution.last_seq) == (4, 2)

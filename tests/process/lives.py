@@ -1,0 +1,266 @@
+"""The lives of one installation: a data folder, over which one service after another is opened, and dies.
+
+Theory of operation.  Every port of a service is wrapped; each call passes *points*, before it and after it, and one
+per item where it yields.  A service that is told to die at its nth point does so there: from that point on no call
+of any port is carried out, all its tasks are thrown away, and only what the store had been given by then is there
+for the next service.  That is what SIGKILL leaves, and it can be had at every single point.
+
+The pods die with their service, as boxes do with the process that holds them.
+"""
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dishka import Provider, Scope, decorate, provide
+
+from runtape.adapters.embedded.database import Database
+from runtape.adapters.simulated import SimulatedPodRuntime
+from runtape.application.flow import Tasks
+from runtape.application.submission import Submission, Submissions
+from runtape.domain.events import Priority
+from runtape.domain.execution import Execution, OnInterrupt
+from runtape.domain.ids import ExecutionId
+from runtape.domain.saga import Saga
+from runtape.ports.clock import Clock
+from runtape.ports.live import LiveFeed
+from runtape.ports.log import EventLog
+from runtape.ports.pod_runtime import PodKey, PodRuntime
+from runtape.ports.stores import BlobStore, ExecutionStore, SagaStore, TapeStore, UnitOfWork
+from runtape.runtime.service import Service
+from runtape.runtime.settings import AdmissionSettings, FlowSettings, Settings
+from tests.builders import a_principal
+
+PATIENCE_S = 10.0
+ALICE = a_principal("alice")
+
+
+class Killed(BaseException):
+    """What a call of a dead service's port ends in; no handler may catch it."""
+
+
+class Points:
+    """The points that a service has passed, by name; it dies at the one with the number `dies_at`."""
+
+    def __init__(self, dies_at: int | None = None) -> None:
+        self.passed: list[str] = []
+        self.dead = False
+        self.death = asyncio.Event()
+        self._dies_at = dies_at
+        self._moved = asyncio.Event()
+
+    def count(self, name: str) -> None:
+        """Pass a point.  Raises: Killed, there and ever after."""
+        if not self.dead:
+            self.passed.append(name)
+            self._moved.set()
+            if len(self.passed) - 1 == self._dies_at:
+                self.dead = True
+                self.death.set()
+        if self.dead:
+            raise Killed(name)
+
+    def spare(self) -> None:
+        """Let the service live on."""
+        self._dies_at = None
+
+    async def until(self, holds: Callable[[], Awaitable[bool]]) -> None:
+        """Wait until `holds` after some point.  Raises: Killed, when the service dies; TimeoutError."""
+        async with asyncio.timeout(PATIENCE_S):
+            while not await holds():
+                await self._moved.wait()
+                self._moved.clear()
+                if self.dead:
+                    raise Killed
+
+
+QUIET = frozenset({"watched", "subscribe", "acknowledge"})
+"""Calls that touch nothing but memory, at which a death is the same as at the points around them."""
+
+
+class Watched:
+    """`port`, whose every call passes points."""
+
+    def __init__(self, port: Any, name: str, points: Points) -> None:
+        self.port = port
+        self._name = name
+        self._points = points
+
+    def __getattr__(self, attribute: str) -> Any:
+        value = getattr(self.port, attribute)
+        name = f"{self._name}.{attribute}"
+        if not callable(value) or attribute in QUIET:
+            return value
+        if inspect.isasyncgenfunction(value):
+            return self._yielding(value, name)
+        if inspect.iscoroutinefunction(value):
+            return self._awaited(value, name)
+        return self._called(value, name)
+
+    def _awaited(self, call: Callable[..., Awaitable[Any]], name: str) -> Any:
+        async def watched(*arguments: Any, **named: Any) -> Any:
+            self._points.count(f"before {name}")
+            answer = await call(*arguments, **named)
+            self._points.count(f"after {name}")
+            return answer
+
+        return watched
+
+    def _called(self, call: Callable[..., Any], name: str) -> Any:
+        def watched(*arguments: Any, **named: Any) -> Any:
+            self._points.count(f"before {name}")
+            return call(*arguments, **named)
+
+        return watched
+
+    def _yielding(self, call: Callable[..., AsyncIterator[Any]], name: str) -> Any:
+        async def watched(*arguments: Any, **named: Any) -> AsyncIterator[Any]:
+            self._points.count(f"before {name}")
+            async for item in call(*arguments, **named):
+                self._points.count(f"at {name}")
+                yield item
+
+        return watched
+
+
+class Ports(Provider):
+    """The ports of one life, watched."""
+
+    scope = Scope.APP
+
+    def __init__(self, points: Points, pods: PodRuntime, clock: Clock | None) -> None:
+        super().__init__()
+        self._points = points
+        self._pods = pods
+        if clock is not None:
+            self.provide(lambda: clock, provides=Clock, scope=Scope.APP)
+
+    def _watched(self, port: Any, name: str) -> Any:
+        return Watched(port, name, self._points)
+
+    @provide
+    def pods(self) -> PodRuntime:
+        return self._watched(self._pods, "PodRuntime")
+
+    @decorate
+    def unit_of_work(self, port: UnitOfWork) -> UnitOfWork:
+        return self._watched(port, "UnitOfWork")
+
+    @decorate
+    def executions(self, port: ExecutionStore) -> ExecutionStore:
+        return self._watched(port, "ExecutionStore")
+
+    @decorate
+    def sagas(self, port: SagaStore) -> SagaStore:
+        return self._watched(port, "SagaStore")
+
+    @decorate
+    def tape(self, port: TapeStore) -> TapeStore:
+        return self._watched(port, "TapeStore")
+
+    @decorate
+    def blobs(self, port: BlobStore) -> BlobStore:
+        return self._watched(port, "BlobStore")
+
+    @decorate
+    def feed(self, port: LiveFeed) -> LiveFeed:
+        return self._watched(port, "LiveFeed")
+
+    @decorate
+    def event_log(self, port: EventLog) -> EventLog:
+        return self._watched(port, "EventLog")
+
+
+@dataclass
+class Life:
+    """One service from its opening to its end."""
+
+    service: Service
+    points: Points
+    pods: SimulatedPodRuntime
+
+    async def get(self, kind: type[Any]) -> Any:
+        return await self.service.container.get(kind)
+
+    async def unwatched(self, kind: type[Any]) -> Any:
+        """Return a port for the test's own looking, which passes no points."""
+        watched: Watched = await self.get(kind)
+        return watched.port
+
+    async def submit(self, script: str, key: str, **changes: Any) -> ExecutionId:
+        submissions: Submissions = await self.get(Submissions)
+        return await submissions.execute(ALICE, a_submission(script, key, **changes))
+
+    async def cancel(self, execution_id: ExecutionId) -> Execution:
+        submissions: Submissions = await self.get(Submissions)
+        return await submissions.cancel(ALICE, execution_id, "enough")
+
+    async def execution(self, execution_id: ExecutionId) -> Execution:
+        executions: ExecutionStore = await self.unwatched(ExecutionStore)
+        execution = await executions.get(execution_id)
+        assert execution is not None
+        return execution
+
+    async def saga(self, execution_id: ExecutionId) -> Saga:
+        sagas: SagaStore = await self.unwatched(SagaStore)
+        saga = await sagas.get(execution_id)
+        assert saga is not None
+        return saga
+
+
+@dataclass
+class Installation:
+    """A data folder, and every program that was ever started over it, in order."""
+
+    data: Path
+    fused: bool
+    running: int = 4
+    clock: Clock | None = None
+    started: list[PodKey] = field(default_factory=list[PodKey])
+    lives: list[Life] = field(default_factory=list[Life])
+
+    async def open(self, dies_at: int | None, allowed: Sequence[str] = ()) -> Life:
+        """Open a service over the folder; programs that wait for one of `allowed` go on.  Raises: Killed."""
+        points = Points(dies_at)
+        pods = SimulatedPodRuntime()
+        pods.started = self.started
+        for name in allowed:
+            pods.let(name)
+        settings = Settings(
+            data=self.data,
+            flow=FlowSettings(fused=self.fused),
+            admission=AdmissionSettings(running=self.running),
+        )
+        life = Life(Service(settings, Ports(points, pods, self.clock)), points, pods)
+        self.lives.append(life)
+        await life.service.start()
+        return life
+
+    async def bury(self) -> None:
+        """Throw the last life away, whether it has died or has done its work, without any leave-taking."""
+        life = self.lives[-1]
+        life.points.dead = True
+        await (await life.get(Tasks)).close()
+        await (await life.get(Database)).close()
+
+
+def a_submission(script: str, key: str, **changes: Any) -> Submission:
+    """Return a request with an idempotency key."""
+    given: dict[str, Any] = {
+        "lang": "python",
+        "lang_version": None,
+        "script": script,
+        "stdin": b"",
+        "args": (),
+        "env": {},
+        "files": (),
+        "limits": {},
+        "priority": Priority.NORMAL,
+        "on_interrupt": OnInterrupt.RESTART,
+        "idempotency_key": key,
+        "body_sha256": f"digest of {key}",
+    }
+    return Submission(**{**given, **changes})
