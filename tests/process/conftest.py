@@ -1,21 +1,25 @@
-"""What the tests of dying processes share."""
+"""What the tests of dying services share."""
 
 import logging
+import os
 from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import structlog
 
-from runtape.adapters.embedded import database
+MEMORY = Path("/dev/shm")
 
 
-@pytest.fixture(autouse=True)
-def small_wal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Growing the log in advance is for speed; it would cost each of hundreds of openings 0.1 s."""
-    monkeypatch.setattr(database, "WAL_BYTES", 1 << 16)
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """An empty folder, in memory where that is possible: a killed process loses nothing that it had written."""
+    with TemporaryDirectory(dir=MEMORY if os.access(MEMORY, os.W_OK) else None) as folder:
+        yield Path(folder)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def silence() -> Iterator[None]:
     """What a dying service logs is thousands of traces of deaths that were meant."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))

@@ -10,6 +10,7 @@ The pods die with their service, as boxes do with the process that holds them.
 
 import asyncio
 import inspect
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 from dishka import Provider, Scope, decorate, provide
 
+from runtape.adapters.embedded import identity_store, schema
 from runtape.adapters.embedded.database import Database
 from runtape.adapters.simulated import SimulatedPodRuntime
 from runtape.application.flow import Tasks
@@ -30,6 +32,7 @@ from runtape.ports.live import LiveFeed
 from runtape.ports.log import EventLog
 from runtape.ports.pod_runtime import PodKey, PodRuntime
 from runtape.ports.stores import BlobStore, ExecutionStore, SagaStore, TapeStore, UnitOfWork
+from runtape.runtime.providers.embedded import DATABASE_FILE
 from runtape.runtime.service import Service
 from runtape.runtime.settings import AdmissionSettings, FlowSettings, Settings
 from tests.builders import a_principal
@@ -42,26 +45,33 @@ class Killed(BaseException):
     """What a call of a dead service's port ends in; no handler may catch it."""
 
 
-class Points:
-    """The points that a service has passed, by name; it dies at the one with the number `dies_at`."""
+Place = tuple[str, int]
+"""A kind of point, and which of this kind, from 1."""
 
-    def __init__(self, dies_at: int | None = None) -> None:
-        self.passed: list[str] = []
+
+class Points:
+    """The points that a service has passed, by kind, in order; it dies at `dies_at`."""
+
+    def __init__(self, dies_at: Place | None = None) -> None:
+        self.passed: list[Place] = []
         self.dead = False
         self.death = asyncio.Event()
         self._dies_at = dies_at
+        self._counts: Counter[str] = Counter()
         self._moved = asyncio.Event()
 
-    def count(self, name: str) -> None:
+    def count(self, kind: str) -> None:
         """Pass a point.  Raises: Killed, there and ever after."""
         if not self.dead:
-            self.passed.append(name)
+            self._counts[kind] += 1
+            place = kind, self._counts[kind]
+            self.passed.append(place)
             self._moved.set()
-            if len(self.passed) - 1 == self._dies_at:
+            if place == self._dies_at:
                 self.dead = True
                 self.death.set()
         if self.dead:
-            raise Killed(name)
+            raise Killed(kind)
 
     def spare(self) -> None:
         """Let the service live on."""
@@ -142,6 +152,15 @@ class Ports(Provider):
         return Watched(port, name, self._points)
 
     @provide
+    async def database(self, settings: Settings) -> AsyncIterator[Database]:
+        tables = (*schema.STORE_SCHEMA, *identity_store.SCHEMA)
+        # A log that is grown in advance is for speed; it would cost each of a thousand openings 20 ms.
+        database = Database(settings.data / DATABASE_FILE, tables, wal_bytes=1 << 16)
+        await database.open()
+        yield database
+        await database.close()
+
+    @provide
     def pods(self) -> PodRuntime:
         return self._watched(self._pods, "PodRuntime")
 
@@ -204,11 +223,9 @@ class Life:
         assert execution is not None
         return execution
 
-    async def saga(self, execution_id: ExecutionId) -> Saga:
+    async def saga(self, execution_id: ExecutionId) -> Saga | None:
         sagas: SagaStore = await self.unwatched(SagaStore)
-        saga = await sagas.get(execution_id)
-        assert saga is not None
-        return saga
+        return await sagas.get(execution_id)
 
 
 @dataclass
@@ -222,7 +239,7 @@ class Installation:
     started: list[PodKey] = field(default_factory=list[PodKey])
     lives: list[Life] = field(default_factory=list[Life])
 
-    async def open(self, dies_at: int | None, allowed: Sequence[str] = ()) -> Life:
+    async def open(self, dies_at: Place | None, allowed: Sequence[str] = ()) -> Life:
         """Open a service over the folder; programs that wait for one of `allowed` go on.  Raises: Killed."""
         points = Points(dies_at)
         pods = SimulatedPodRuntime()

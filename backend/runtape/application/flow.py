@@ -226,6 +226,8 @@ class Flow:
             self._announcer.announce(chain.changes)
             for effect in chain.effects:
                 self._tasks.spawn(effect(), "effect")
+            if chain.effects:
+                await asyncio.sleep(0)  # they begin before the caller goes on: a program waits for no answer's bytes
             return step
         raise Transient("the document changed too often to be written", retry_after_s=0.5)
 

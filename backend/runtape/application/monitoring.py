@@ -43,6 +43,9 @@ class PodMonitor:
 
     async def finish(self, ended: PodEnded) -> None:
         """Record the end of an attempt; nothing when it was recorded before."""
+        # Its tape first: once the end is stored, a crash would lose what has not reached the tape, and when another
+        # attempt follows, streams leave this one behind.
+        await self._tape.reached(ended.key, ended.last_seq)
 
         async def decide(documents: Documents) -> Step:
             execution = await documents.execution(ended.key.execution_id)

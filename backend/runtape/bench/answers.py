@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from typing import cast
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import msgspec
@@ -104,7 +104,7 @@ def _unchunked(chunks: bytes) -> bytes:
         at = line + 2 + size + 2
 
 
-def _frame(text: bytes) -> tuple[str, dict[str, dict[str, object]]]:
+def _frame(text: bytes) -> tuple[str, dict[str, Any]]:
     event, data = "", b"{}"
     for line in text.split(b"\n"):
         name, _, value = line.partition(b": ")

@@ -42,6 +42,7 @@ class Clients:
         """Carry out one load."""
         connections = self._open.setdefault(load.url, [])
         address = urlsplit(load.url)
+        assert address.hostname is not None and address.port is not None
         loop = asyncio.get_running_loop()
         while len(connections) < load.clients:
             _, connection = await loop.create_connection(

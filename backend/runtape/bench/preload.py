@@ -19,6 +19,7 @@ from runtape.adapters.embedded.identity_store import SqliteIdentityStore
 from runtape.adapters.embedded.log import SqliteEventLog
 from runtape.adapters.embedded.passwords import Argon2Hasher
 from runtape.adapters.embedded.tape import SqliteTapeStore
+from runtape.application import admission, running, storing
 from runtape.application.identity import ADMIN_NAME, Identity
 from runtape.application.running import LEASE_TTL
 from runtape.bench.answers import PRINTED, SCRIPT
@@ -37,6 +38,7 @@ from runtape.ports.stores import Change, Durability
 from runtape.runtime.providers.embedded import DATABASE_FILE
 
 AT_ONCE = 250
+_GROUPS = (admission.GROUP, running.GROUP, storing.GROUP)
 _DIGEST = hashlib.sha256(PRINTED.encode()).hexdigest()
 _NOTHING = hashlib.sha256().hexdigest()
 
@@ -97,6 +99,15 @@ async def preload(data: Path, count: int) -> None:
 
         for start in range(0, count, AT_ONCE):
             await asyncio.gather(*(one() for _ in range(min(AT_ONCE, count - start))))
+        # All of it was acted on: a server must not begin by reading the log from its start.
+        await database.write(
+            lambda c: (
+                c.executemany(
+                    "insert or replace into consumer_offset select ?, max(offset) from log",
+                    [(group,) for group in _GROUPS],
+                ).rowcount
+            )
+        )
     finally:
         await database.close()
 

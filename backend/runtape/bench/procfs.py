@@ -4,8 +4,7 @@ import os
 import platform
 import re
 import sqlite3
-import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 _TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
@@ -63,33 +62,18 @@ def load_average() -> float:
     return round(os.getloadavg()[0], 2)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
-    """What the figures were measured on."""
-
-    cores: int
-    processor: str
-    memory_gib: float
-    kernel: str
-    python: str
-    sqlite: str
-    filesystem: str
-
-
 def machine(folder: Path) -> dict[str, object]:
-    """Return this machine's facts; `folder` is where the servers keep their data."""
+    """Return what the figures were measured on; `folder` is where the servers keep their data."""
     processor = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-    return asdict(
-        Machine(
-            cores=len(os.sched_getaffinity(0)),
-            processor=processor[1].strip() if processor else platform.machine(),
-            memory_gib=round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / (1 << 30), 1),
-            kernel=platform.release(),
-            python=platform.python_version(),
-            sqlite=sqlite3.sqlite_version,
-            filesystem=_filesystem(folder),
-        )
-    ) | {"free_threaded": not getattr(sys, "_is_gil_enabled", lambda: True)()}
+    return {
+        "cores": len(os.sched_getaffinity(0)),
+        "processor": processor[1].strip() if processor else platform.machine(),
+        "memory_gib": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / (1 << 30), 1),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "sqlite": sqlite3.sqlite_version,
+        "filesystem": _filesystem(folder),
+    }
 
 
 def _filesystem(folder: Path) -> str:

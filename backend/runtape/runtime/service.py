@@ -68,7 +68,7 @@ class Service:
             results=await get(ResultProcessor),
             sweeper=sweeper,
         )
-        flow.subscribe(roles.subscriptions([parts[role] for role in Role if role in parts]))
+        flow.subscribe(roles.subscriptions(list(parts.values())))
         event_log = await get(EventLog)
         # The monitor watches before anything is started by the recovery.
         for task in parts[Role.POD_MONITOR].tasks:

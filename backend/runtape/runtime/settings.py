@@ -8,9 +8,9 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from runtape.domain.limits import MAXIMUM, LimitPolicy, Limits
@@ -137,6 +137,14 @@ class Settings(BaseSettings):
         given: Any = getattr(init_settings, "init_kwargs", {})
         folder = Path(given.get("data") or default_data_dir())
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, folder / CONFIG_FILE)
+
+    @model_validator(mode="after")
+    def _defaults_lie_within_the_bounds(self) -> Self:
+        for name in type(self.limits).model_fields:
+            default, most = getattr(self.limits, name), getattr(self.maximum, name)
+            if default > most:
+                raise ValueError(f"limits.{name} is {default}, more than maximum.{name}, which is {most}")
+        return self
 
     @cached_property
     def limit_policy(self) -> LimitPolicy:

@@ -37,9 +37,11 @@ def quick_place() -> Iterator[Path]:
 
 
 @asynccontextmanager
-async def sqlite_stores(path: Path, clock: ManualClock) -> AsyncIterator[Stores]:
+async def sqlite_stores(
+    path: Path, clock: ManualClock, database_type: type[Database] = Database
+) -> AsyncIterator[Stores]:
     """Open the embedded stores over the file at `path`."""
-    database = Database(path, STORE_SCHEMA)
+    database = database_type(path, STORE_SCHEMA)
     await database.open()
     log = SqliteEventLog(database)
     try:

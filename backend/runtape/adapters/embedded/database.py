@@ -49,8 +49,8 @@ WAL_BYTES = 32 << 20
 CHECKPOINT_BYTES = 16 << 20
 GROWTH_BYTES = 1 << 20
 UNIT_BYTES = 24 << 10
-CACHE_KIB = 4 << 10
-"""The writer's page cache.  A run touches the newest pages of each tree; a larger cache would only fill up."""
+CACHE_KIB = 2 << 10
+"""The page cache of each connection.  A run touches the newest pages of each tree; more would only fill up."""
 
 APPLICATION_ID = 0x52547031
 SCHEMA_VERSION = 1
@@ -146,13 +146,13 @@ class Database:
             raise
         return opened[0], opened[1:]
 
-    def _connect(self, cache_kib: int = CACHE_KIB // 4) -> sqlite3.Connection:
+    def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
             self._path, check_same_thread=False, isolation_level=None, cached_statements=256, timeout=10
         )
         try:
             connection.execute("pragma journal_mode=wal")
-            connection.execute(f"pragma cache_size=-{cache_kib}")
+            connection.execute(f"pragma cache_size=-{CACHE_KIB}")
             connection.execute("pragma wal_autocheckpoint=0")
         except BaseException:
             connection.close()
@@ -162,7 +162,7 @@ class Database:
     def _open_writer(self) -> sqlite3.Connection:
         if not self._path.exists():
             os.close(os.open(self._path, os.O_CREAT | os.O_RDWR, 0o600))
-        connection = self._connect(CACHE_KIB)
+        connection = self._connect()
         try:
             found = connection.execute("pragma user_version").fetchone()[0]
             if found > SCHEMA_VERSION:
@@ -208,7 +208,7 @@ class Database:
                     answers = _failed(group, error)
                     connection.close()
                     try:
-                        connection = self._connect(CACHE_KIB)
+                        connection = self._connect()
                     except sqlite3.Error as gone:
                         refusal = gone
             else:
