@@ -10,7 +10,9 @@ A failing seed is reproduced by its number: nothing here depends on time or thre
 """
 
 import asyncio
+import os
 from dataclasses import dataclass, field
+from datetime import datetime
 from random import Random
 
 import pytest
@@ -26,6 +28,7 @@ from runtape.domain.tape import Stream
 from runtape.ports.admission import Capacity
 from runtape.ports.errors import Transient
 from runtape.ports.pod_runtime import PodKey
+from runtape.ports.stores import ExecutionFilter
 from runtape.runtime import consumer
 from tests.application.chaos import Chaos, InlineDatabase, WatchedPods, stop, turns
 from tests.application.world import ALICE, World, a_submission, a_world, body
@@ -33,7 +36,7 @@ from tests.clocks import CountingIds, ManualClock
 from tests.contract.embedded.basic import quick_place
 from tests.domain.test_execution_machine import NEXT, TERMINAL
 
-SEEDS = range(120)
+SEEDS = range(int(os.environ.get("RUNTAPE_SEEDS", "120")))
 TURNS = 60
 TICKS = 400
 SCRIPTS = (
@@ -143,11 +146,11 @@ async def drive(world: World, clients: list[Client], chaos: Chaos, clock: Manual
             await stop(task)
 
 
-async def look_after(world: World, live: list[PodKey], lease: object) -> None:
+async def look_after(world: World, live: list[PodKey], lease: datetime) -> None:
+    """Do what goes by timers in a real process."""
     try:
-        await world.stores.executions.extend_lease(live, world.owner, lease)  # type: ignore[arg-type]
-        if world.queue is not None and world.tasks is not None:
-            await world.sweeper.sweep()
+        await world.stores.executions.extend_lease(live, world.owner, lease)
+        await world.sweeper.sweep()
     except Transient:
         return
 
@@ -209,25 +212,18 @@ async def assert_everything_holds(
         assert sum(step.type in TERMINAL for step in execution.history) == 1
         assert execution.attempt <= MAX_ATTEMPTS
         assert execution.outcome is not None
-        if execution.outcome.reason == "output_lost":
-            raise AssertionError("nothing that was printed was lost by anybody")
+        assert execution.outcome.reason != "output_lost"
         saga = await world.stores.sagas.get(client.id)
-        assert saga is not None
-        assert saga.step is SagaStep.DONE
+        # Whoever is cancelled before the saga began needs none.
+        assert saga.step is SagaStep.DONE if saga is not None else execution.attempt == 0
         await assert_told_whole(world, client)
-    everything = [each.id for each in await world.stores.executions.list(no_filter(), 1000, None)]
+    everything = [each.id for each in await world.stores.executions.list(ExecutionFilter(), 1000, None)]
     assert sorted(everything) == sorted(client.id for client in clients if client.id), "a key stands for two runs"
     assert set(await world.pods.list()) == set(), "a pod is left"
     again = [await world.submit("wait for-all") for _ in range(capacity.running)]
     for each in again:
         await world.until_started(PodKey(each, 1))
     assert len(started) == len(set(started))
-
-
-def no_filter():  # type: ignore[no-untyped-def]
-    from runtape.ports.stores import ExecutionFilter
-
-    return ExecutionFilter()
 
 
 async def assert_told_whole(world: World, client: Client) -> None:
