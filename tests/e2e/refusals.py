@@ -1,6 +1,7 @@
 """Requests to execute that are refused, each with the code and the field that the answer has to name."""
 
-from dataclasses import dataclass, field
+import dataclasses
+from dataclasses import dataclass
 from typing import Any
 
 GOOD: dict[str, Any] = {"script": "print 1", "lang": "python"}
@@ -13,9 +14,9 @@ class Refusal:
     name: str
     code: str
     field: str | None
-    changes: dict[str, Any] = field(default_factory=dict[str, Any])
+    changes: dict[str, Any] = dataclasses.field(default_factory=dict[str, Any])
     raw: bytes | None = None
-    headers: dict[str, str] = field(default_factory=dict[str, str])
+    headers: dict[str, str] = dataclasses.field(default_factory=dict[str, str])
     status: int = 422
     says: str = ""
 

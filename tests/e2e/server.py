@@ -50,7 +50,7 @@ class Server:
     def start(self) -> Self:
         """Start the process and return once it says that it is ready."""
         command = [*(SIMULATED if self.simulated else SANDBOXED), str(self.data)]
-        more = {"RUNTAPE_ADMIN_PASSWORD": ADMIN_PASSWORD, "PYTHONPATH": str(ROOT), **self._settings}
+        more = {"RUNTAPE_ADMIN_PASSWORD": ADMIN_PASSWORD, "PYTHONPATH": f"{ROOT}:{ROOT}/backend", **self._settings}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment(**more), cwd="/"

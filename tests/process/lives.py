@@ -22,6 +22,7 @@ from runtape.adapters.embedded import identity_store, schema
 from runtape.adapters.embedded.database import Database
 from runtape.adapters.simulated import SimulatedPodRuntime
 from runtape.application.flow import Tasks
+from runtape.application.streaming import Cursor, Frame, Streams
 from runtape.application.submission import Submission, Submissions
 from runtape.domain.events import Priority
 from runtape.domain.execution import Execution, OnInterrupt
@@ -200,6 +201,8 @@ class Life:
     service: Service
     points: Points
     pods: SimulatedPodRuntime
+    seen: dict[ExecutionId, list[Frame]]
+    readers: dict[ExecutionId, "asyncio.Task[None]"] = field(default_factory=dict[ExecutionId, "asyncio.Task[None]"])
 
     async def get(self, kind: type[Any]) -> Any:
         return await self.service.container.get(kind)
@@ -210,8 +213,28 @@ class Life:
         return watched.port
 
     async def submit(self, script: str, key: str, **changes: Any) -> ExecutionId:
+        """Submit, and follow the stream from where the lives before have left it."""
         submissions: Submissions = await self.get(Submissions)
-        return await submissions.execute(ALICE, a_submission(script, key, **changes))
+        execution_id = await submissions.execute(ALICE, a_submission(script, key, **changes))
+        if execution_id not in self.readers:
+            self.readers[execution_id] = asyncio.create_task(self._read(execution_id))
+        return execution_id
+
+    async def _read(self, execution_id: ExecutionId) -> None:
+        seen = self.seen.setdefault(execution_id, [])
+        streams: Streams = await self.get(Streams)
+        at = seen[-1].cursor if seen else None
+        stream, subscription = streams.open(execution_id, at or Cursor())
+        try:
+            async for batch in stream.batches():
+                seen += [frame for frame in batch if frame.cursor is not None]
+        finally:
+            subscription.close()
+
+    async def read_to_the_end(self, execution_id: ExecutionId) -> list[Frame]:
+        """Return what the streams of all lives have carried, once the last of them has ended."""
+        await asyncio.wait_for(self.readers[execution_id], PATIENCE_S)
+        return self.seen[execution_id]
 
     async def cancel(self, execution_id: ExecutionId) -> Execution:
         submissions: Submissions = await self.get(Submissions)
@@ -238,6 +261,8 @@ class Installation:
     clock: Clock | None = None
     started: list[PodKey] = field(default_factory=list[PodKey])
     lives: list[Life] = field(default_factory=list[Life])
+    seen: dict[ExecutionId, list[Frame]] = field(default_factory=dict[ExecutionId, list[Frame]])
+    """What the client of each execution has received, over all lives."""
 
     async def open(self, dies_at: Place | None, allowed: Sequence[str] = ()) -> Life:
         """Open a service over the folder; programs that wait for one of `allowed` go on.  Raises: Killed."""
@@ -251,7 +276,7 @@ class Installation:
             flow=FlowSettings(fused=self.fused),
             admission=AdmissionSettings(running=self.running),
         )
-        life = Life(Service(settings, Ports(points, pods, self.clock)), points, pods)
+        life = Life(Service(settings, Ports(points, pods, self.clock)), points, pods, self.seen)
         self.lives.append(life)
         await life.service.start()
         return life
@@ -260,6 +285,9 @@ class Installation:
         """Throw the last life away, whether it has died or has done its work, without any leave-taking."""
         life = self.lives[-1]
         life.points.dead = True
+        for reader in life.readers.values():
+            reader.cancel()
+        await asyncio.gather(*life.readers.values(), return_exceptions=True)
         await (await life.get(Tasks)).close()
         await (await life.get(Database)).close()
 
