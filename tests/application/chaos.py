@@ -1,4 +1,4 @@
-"""Ports that are slow, fail and die, as a seed says; and a store without threads, so that the seed decides everything."""
+"""Ports that are slow, fail and die, as a seed says; and a store without threads, so that the seed decides all."""
 
 import asyncio
 import sqlite3
@@ -26,7 +26,7 @@ class InlineDatabase(Database):
     def __init__(self, path: Path, schema: tuple[str, ...], *, readers: int = 2) -> None:
         super().__init__(path, schema, readers=readers)
         self._connection = sqlite3.connect(path, isolation_level=None)
-        self._connection.execute("pragma journal_mode=off")
+        self._connection.execute("pragma journal_mode=memory")
         self._connection.execute("pragma synchronous=off")
         self._closed_inline = False
         for statement in schema:

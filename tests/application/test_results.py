@@ -13,6 +13,7 @@ from runtape.adapters.embedded.live_feed import InProcessLiveFeed
 from runtape.application.announcing import Announcer, lifecycle_frame, output_frame
 from runtape.application.results import result_of
 from runtape.domain import execution as executions
+from runtape.domain.events import ExecutionCancelRequested
 from runtape.domain.execution import Execution
 from runtape.domain.ids import ExecutionId
 from runtape.domain.tape import Record, Stream
@@ -189,7 +190,7 @@ class TestAnnouncer:
 
 def test_a_cancellation_request_tells_its_reason() -> None:
     (event, _) = executions.cancel(started(), "alice", "too slow", START)
-    assert isinstance(event, executions.ExecutionCancelRequested)
+    assert isinstance(event, ExecutionCancelRequested)
     execution = executions.evolve(started(), event)
     assert json.loads(lifecycle_frame(execution, execution.history[-1], None))["reason"] == "too slow"
     assert replace(execution, history=()) != execution

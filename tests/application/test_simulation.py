@@ -82,9 +82,7 @@ class Client:
             try:
                 self.id = await world.submissions.execute(
                     ALICE,
-                    a_submission(
-                        self.script, idempotency_key=f"key-{self.number}", on_interrupt=self.on_interrupt
-                    ),
+                    a_submission(self.script, idempotency_key=f"key-{self.number}", on_interrupt=self.on_interrupt),
                 )
             except (Transient, QueueFull):
                 continue

@@ -12,6 +12,7 @@ from runtape.domain import execution as executions
 from runtape.domain.events import ExecutionEvent, StoredResult
 from runtape.domain.execution import LEASE_GRACE, Execution, OnInterrupt, evolve_all
 from runtape.domain.ids import ExecutionId
+from runtape.domain.outcome import Status
 from runtape.domain.saga import Saga, SagaStep
 from runtape.ports.admission import Entry
 from runtape.ports.pod_runtime import PodKey
@@ -213,7 +214,7 @@ LOSSES: dict[str, tuple[list[Execution | Saga], float, tuple[str, str, str | Non
 async def test_a_lost_message_costs_delay_and_nothing_else(name: str, world: World) -> None:
     documents, seconds, expected, attempt = LOSSES[name]
     await leave(world, *documents)
-    before = [document for document in documents if isinstance(document, Execution)][0]
+    before = next(document for document in documents if isinstance(document, Execution))
     world.clock.advance(seconds - 5)
     await world.sweeper.sweep()
     await world.until_quiet()
@@ -284,7 +285,7 @@ async def test_an_execution_that_started_since_it_was_found_overdue_is_left_alon
     world, stale = slow
     execution_id = await world.submit("wait go\nprint done")
     running = await world.until_status(execution_id, "running")
-    stale.answers = [running, requested(replace(running, version=0, history=(), status=executions.Status.QUEUED))]
+    stale.answers = [running, requested(replace(running, version=0, history=(), status=Status.QUEUED))]
     await world.sweeper.sweep()
     world.pods.let("go")
     execution = await world.until_stored(execution_id)
@@ -358,7 +359,6 @@ async def test_blobs_of_nobody_are_swept_and_those_in_use_stay(world: World) -> 
     assert await world.stores.blobs.sweep(world.clock.now() - timedelta(hours=1)) == 1
     assert await world.stores.blobs.get(orphan) is None
     assert (await world.get(used)).source.blob_sha256 is not None
-
 
 
 def test_every_step_of_a_saga_is_left_behind_above() -> None:

@@ -32,7 +32,7 @@ from runtape.domain.limits import LimitPolicy
 from runtape.ports.admission import Capacity
 from runtape.ports.clock import Ids
 from runtape.ports.live import LiveFeed
-from runtape.ports.pod_runtime import PodKey, PodRuntime
+from runtape.ports.pod_runtime import PodKey
 from runtape.runtime import roles
 from runtape.runtime.consumer import Consumer
 from runtape.runtime.roles import Role
@@ -195,7 +195,7 @@ async def a_world(
     capacity: Capacity = CAPACITY,
     wrap: Callable[[Stores], Stores] = lambda stores: stores,
     make_pods: Callable[[], SimulatedPodRuntime] = SimulatedPodRuntime,
-    wrap_pods: Callable[[SimulatedPodRuntime], PodRuntime] = lambda pods: pods,
+    wrap_pods: Callable[[SimulatedPodRuntime], Any] = lambda pods: pods,
     expect_failures: bool = False,
     database_type: type[Database] = Database,
 ) -> AsyncIterator[World]:

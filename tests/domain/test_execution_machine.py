@@ -1,5 +1,6 @@
 """Random commands against an execution, compared with a small model of what may have happened."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 
 import hypothesis.strategies as st
@@ -22,7 +23,7 @@ NEXT = {
     "execution.started": {"execution.restarted", "execution.cancel_requested", *TERMINAL},
     "execution.restarted": {"execution.started", "execution.cancelled"},
     "execution.cancel_requested": TERMINAL,
-    **dict.fromkeys(TERMINAL, {"result.stored"}),
+    **{ended: {"result.stored"} for ended in TERMINAL},
     "result.stored": set[str](),
 }
 """The declared machine: which event may follow which."""
@@ -39,7 +40,7 @@ class ExecutionMachine(RuleBasedStateMachine):
         self.asked = False
         self.end: str | None = None
 
-    def apply(self, messages: list[ExecutionEvent] | list[Message]) -> list[str]:
+    def apply(self, messages: Sequence[Message]) -> list[str]:
         for message in messages:
             if isinstance(message, ExecutionEvent):
                 before = self.execution.version
@@ -67,9 +68,7 @@ class ExecutionMachine(RuleBasedStateMachine):
     @rule(attempt=st.integers(0, 4), kind=st.sampled_from(OutcomeKind), last_seq=st.integers(0, 3))
     def finish(self, attempt: int, kind: OutcomeKind, last_seq: int) -> None:
         live = self.execution.live
-        types = self.apply(
-            executions.finish(self.execution, attempt, Outcome(kind=kind), Usage(), last_seq, self.now)
-        )
+        types = self.apply(executions.finish(self.execution, attempt, Outcome(kind=kind), Usage(), last_seq, self.now))
         assert bool(types) == (live and attempt == len(self.starts)), "a live attempt's end is always taken, once"
 
     @rule(attempt=st.integers(0, 4))

@@ -144,15 +144,11 @@ class SagaMachine(RuleBasedStateMachine):
 
     @rule(kind=st.sampled_from([OutcomeKind.EXITED, OutcomeKind.SANDBOX_ERROR, OutcomeKind.CANCELLED]))
     def the_pod_ends(self, kind: OutcomeKind) -> None:
-        self.happen(
-            executions.finish(self.execution, self.execution.attempt, Outcome(kind=kind), Usage(), 0, LATER)
-        )
+        self.happen(executions.finish(self.execution, self.execution.attempt, Outcome(kind=kind), Usage(), 0, LATER))
 
     @rule()
     def the_result_is_stored(self) -> None:
-        self.happen(
-            executions.store_result(self.execution, StoredResult(stdout_sha256="", stderr_sha256=""), LATER)
-        )
+        self.happen(executions.store_result(self.execution, StoredResult(stdout_sha256="", stderr_sha256=""), LATER))
 
     @rule(data=st.data())
     def an_event_arrives(self, data: st.DataObject) -> None:

@@ -37,8 +37,9 @@ PATHS = {
 }
 
 
-async def refused(client: Client, refusal: Refusal) -> httpx2.Response:
-    content = json.dumps({**GOOD, **refusal.changes}).encode() if refusal.raw is None else refusal.raw
+async def refused(client: Client, refusal: Refusal, script: str = GOOD["script"]) -> httpx2.Response:
+    body = {**GOOD, "script": script, **refusal.changes}
+    content = json.dumps(body).encode() if refusal.raw is None else refusal.raw
     return await client.post("/execute", content=content, headers=refusal.headers)
 
 
@@ -76,8 +77,10 @@ async def test_refused_requests_leave_no_trace(client: Client, stranger: Client,
     before = contents(simulated)
     assert before["execution"][0] > 0
     assert {"saga", "tape", "blob", "log", "execution"} <= before.keys()
+    as_large_as_a_blob = "# a comment\n" * 1000
     for refusal in EXECUTE:
-        assert (await refused(client, refusal)).status_code == refusal.status
+        for script in (GOOD["script"], as_large_as_a_blob):
+            assert (await refused(client, refusal, script)).status_code == refusal.status
     async with simulated.client(None) as nobody:
         assert (await nobody.post("/execute", json=GOOD)).status_code == 401
     for action in ("cancel", "retry"):
@@ -235,8 +238,10 @@ async def test_full_queue_refuses_and_keeps_what_it_has(serve: Callable[..., Ser
     async with server.client() as client:
         running = await client.execute("wait room")
         waiting = await client.execute("print 2")
-        answer = await client.post("/execute", json=GOOD)
+        before = contents(server)
+        answer = await client.post("/execute", json={**GOOD, "script": "# as large as a blob\n" * 1000})
         assert_problem(answer, 503, "queue_full")
+        assert contents(server) == before
         assert int(answer.headers["retry-after"]) > 0
         listed = (await client.get("/user/executions")).json()["executions"]
         assert [execution["execution_id"] for execution in listed] == [waiting, running]

@@ -17,7 +17,7 @@ import pytest
 from runtape.application.streaming import Cursor, Frame, Streams
 from runtape.domain.errors import AlreadyTerminal
 from runtape.domain.events import ENDED_BY_STATUS, ExecutionStarted, ResultStored
-from runtape.domain.execution import MAX_ATTEMPTS, Execution, OnInterrupt
+from runtape.domain.execution import Execution, OnInterrupt
 from runtape.domain.ids import ExecutionId
 from runtape.domain.outcome import OutcomeKind, Status
 from runtape.domain.saga import SagaStep
@@ -192,7 +192,7 @@ def check_history(execution: Execution) -> None:
     assert history[-2].type in ENDED
     attempts = [step.attempt for step in history if step.type == ExecutionStarted.type]
     assert attempts == list(range(1, len(attempts) + 1))
-    assert len(attempts) <= MAX_ATTEMPTS
+    assert len(attempts) <= 3
     assert execution.attempt == len(attempts)
     assert (execution.lease, execution.due_at) == (None, None)
 
@@ -298,3 +298,30 @@ async def test_accepted_executions_end_exactly_once_wherever_the_service_dies(
     # Lives differ a little: one that dies at the last of a kind may have been through with fewer of them.
     assert {kind for kind, _ in died_at} == kinds
     assert len(died_at & set(wanted)) >= 0.9 * len(wanted)
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "stepwise"])
+@pytest.mark.parametrize("first", ["before PodRuntime.start", "after PodRuntime.start", "before TapeStore.reached"])
+async def test_accepted_executions_end_exactly_once_wherever_their_recovery_dies(
+    folder: Path, fused: bool, first: str
+) -> None:
+    """The first service dies with a run in it; the second, which takes the run up, dies at each kind of point."""
+    story = STORIES[WHOLE]
+    recovering = Installation(folder / "recovering", fused, story.running)
+    with pytest.raises(Killed):
+        await live(recovering, story, (first, 1))
+    await recovering.bury()
+    life, _ = await live(recovering, story, None)
+    places = list(life.points.passed)
+    await recovering.bury()
+    recovery = {"at SagaStore.unfinished", "at ExecutionStore.unfinished", "after UnitOfWork.commit"}
+    assert recovery <= {kind for kind, _ in places}
+
+    wanted = chosen(places, random.Random(first), every=os.environ.get("RUNTAPE_CRASH_POINTS") == "all")
+    died_at: set[Place] = set()
+    for number, place in enumerate(wanted):
+        installation = Installation(folder / str(number), fused, story.running)
+        died_at.update(await survive(installation, story, [(first, 1), place]))
+        shutil.rmtree(installation.data)
+    assert {kind for kind, _ in places} <= {kind for kind, _ in died_at}

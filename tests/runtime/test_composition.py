@@ -108,7 +108,8 @@ class TestRoles:
         parts = the_parts()
         by_type = roles.subscriptions(list(parts.values()))
         assert {name: {each.group for each in found} for name, found in by_type.items()} == {
-            name: {part.group for part in parts.values() if name in part.handlers} for name in set(MESSAGE_TYPES) - UNHANDLED
+            name: {part.group for part in parts.values() if name in part.handlers}
+            for name in set(MESSAGE_TYPES) - UNHANDLED
         }
 
     def test_each_end_is_stored_before_its_saga_is_told(self) -> None:

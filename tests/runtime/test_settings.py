@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from runtape.domain.limits import MAXIMUM, Limits
-from runtape.runtime.settings import CONFIG_FILE, ENV_PREFIX, Settings, SettingRow, default_data_dir, describe
+from runtape.runtime.settings import CONFIG_FILE, ENV_PREFIX, SettingRow, Settings, default_data_dir, describe
 
 
 @pytest.fixture(autouse=True)

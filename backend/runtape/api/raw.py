@@ -5,6 +5,7 @@ FastAPI's dependency solving and models cost more than everything else a run cos
 `runtape.api.openapi`.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 
 import msgspec
@@ -99,6 +100,7 @@ class RawRoutes:
         if body is None:
             return
         execution_id = await self._submissions.execute(principal, decode_execute(body, key))
+        await asyncio.sleep(0)  # the program starts before its answer is written, not behind it
         named = (EXECUTION_ID, execution_id.encode())
         if streamed:
             return await self._streams.serve(execution_id, Cursor(), receive, send, (named,))

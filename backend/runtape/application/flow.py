@@ -199,9 +199,7 @@ class Flow:
     def subscribe(self, subscriptions: Subscriptions) -> None:
         """Set the handlers that run in this process; called once, before the first step."""
         self._subscriptions = subscriptions
-        self._groups = frozenset(
-            subscription.group for handlers in subscriptions.values() for subscription in handlers
-        )
+        self._groups = frozenset(subscription.group for handlers in subscriptions.values() for subscription in handlers)
 
     async def perform(self, first: Callable[[Documents], Awaitable[Step]]) -> Step:
         """Carry out the step that `first` makes, and return it once it is committed.
@@ -226,8 +224,6 @@ class Flow:
             self._announcer.announce(chain.changes)
             for effect in chain.effects:
                 self._tasks.spawn(effect(), "effect")
-            if chain.effects:
-                await asyncio.sleep(0)  # they begin before the caller goes on: a program waits for no answer's bytes
             return step
         raise Transient("the document changed too often to be written", retry_after_s=0.5)
 

@@ -170,7 +170,9 @@ def admission_machine(make: Callable[[Capacity, Clock], AdmissionQueue]) -> Any:
     """Return a test case that plays random calls against a queue and against a model of two lists."""
 
     class AdmissionMachine(RuleBasedStateMachine):
-        @initialize(total=st.integers(1, 4), project=st.integers(1, 3), lang=st.integers(1, 3), queued=st.integers(0, 6))
+        @initialize(
+            total=st.integers(1, 4), project=st.integers(1, 3), lang=st.integers(1, 3), queued=st.integers(0, 6)
+        )
         def begin(self, total: int, project: int, lang: int, queued: int) -> None:
             self.loop = asyncio.new_event_loop()
             self.capacity = a_capacity(
@@ -241,9 +243,7 @@ def admission_machine(make: Callable[[Capacity, Clock], AdmissionQueue]) -> Any:
                 rivals = [each for each in self.line if self.fits(each)]
                 assert self.rank(entry) == min(map(self.rank, rivals)), "priority, then the project that runs the least"
                 equals = [
-                    each
-                    for each in rivals
-                    if (each.project_id, each.priority) == (entry.project_id, entry.priority)
+                    each for each in rivals if (each.project_id, each.priority) == (entry.project_id, entry.priority)
                 ]
                 assert entry is equals[0], "first come, first served"
                 self.line.remove(entry)

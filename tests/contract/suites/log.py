@@ -240,4 +240,3 @@ class EventLogContract(StoresBasic):
 
     async def test_it_is_ready(self, stores: Stores) -> None:
         await stores.log.ready()
-

@@ -11,7 +11,7 @@ import pytest
 
 from runtape.domain import execution as executions
 from runtape.domain import saga as sagas
-from runtape.domain.events import ExecutionEvent, ExecutionRequested, Message
+from runtape.domain.events import ExecutionEvent, ExecutionRequested, Message, StoredResult
 from runtape.domain.execution import LEASE_GRACE, Execution, Idempotency, evolve_all
 from runtape.domain.ids import ExecutionId, ProjectId, UserId
 from runtape.domain.outcome import Status
@@ -91,7 +91,7 @@ def over(execution: Execution) -> Execution:
     """Return the execution with its result stored: nothing is left to do."""
     if execution.outcome is None:
         execution = ended(execution if execution.live else started(execution))
-    result = executions.StoredResult(stdout_sha256="", stderr_sha256="")
+    result = StoredResult(stdout_sha256="", stderr_sha256="")
     return evolve_all(execution, executions.store_result(execution, result, START))
 
 
@@ -141,9 +141,7 @@ class UnitOfWorkContract(StoresBasic):
         execution = started()
         await stored(stores, execution)
         rivals = [replace(ended(execution), last_seq=number) for number in range(5)]
-        answers = await asyncio.gather(
-            *(moved(stores, execution, rival) for rival in rivals), return_exceptions=True
-        )
+        answers = await asyncio.gather(*(moved(stores, execution, rival) for rival in rivals), return_exceptions=True)
         winners = [answer for answer in answers if isinstance(answer, Execution)]
         assert len(winners) == 1
         assert [type(answer) for answer in answers if answer not in winners] == [VersionConflict] * 4
@@ -451,4 +449,3 @@ class SagaStoreContract(StoresBasic):
         assert await stores.sagas.get(saga.execution_id) == done
         assert [saga async for saga in stores.sagas.unfinished()] == []
         assert await stores.sagas.due(START + timedelta(days=1), 5) == []
-

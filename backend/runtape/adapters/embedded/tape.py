@@ -17,7 +17,8 @@ _STREAMS = (Stream.STDOUT, Stream.STDERR)
 _NUMBER = {stream: number for number, stream in enumerate(_STREAMS)}
 PAGE_BYTES = 1 << 20
 CLOSED = 32
-"""Summaries of closed tapes that are kept until they are asked for, which a run's result does at once."""
+"""Summaries of closed tapes that are kept until they are asked for, which a run's result does at once; only of
+those whose every append was told to be committed."""
 
 
 class _Digest:
@@ -59,6 +60,8 @@ class _OpenTape(_Digest):
     def __init__(self) -> None:
         super().__init__()
         self.waiters: list[tuple[int, asyncio.Future[bool]]] = []
+        self.in_doubt = 0
+        """Appends that were not told to be committed: under way, failed or left alone by their caller."""
 
     def wake(self) -> None:
         for seq, future in self.waiters:
@@ -97,12 +100,17 @@ class SqliteTapeStore:
             )
             for record in records
         ]
+        tape = self._open.get(key)
+        if tape is None:
+            self._closed.pop(key, None)
+        else:
+            tape.in_doubt += 1
         await self._database.write(
             lambda c: c.executemany("insert or ignore into tape values (?,?,?,?,?,?,?,?)", rows).rowcount
         )
-        tape = self._open.get(key)
         if tape is None:
             return
+        tape.in_doubt -= 1
         for record in records:
             if record.seq == tape.last_seq + 1:
                 tape.add(record)
@@ -167,7 +175,8 @@ class SqliteTapeStore:
         tape = self._open.pop(key, None)
         if tape is not None:
             tape.abandon()
-            self._closed[key] = tape.summary()
+            if not tape.in_doubt:
+                self._closed[key] = tape.summary()
             if len(self._closed) > CLOSED:
                 self._closed.popitem(last=False)
 
