@@ -117,7 +117,7 @@ async def drive(world: World, clients: list[Client], chaos: Chaos, clock: Manual
         tasks.append(starting)
         for tick in range(TICKS):
             await turns(TURNS)
-            if chaos.dead.is_set() or all(client.ended for client in clients):
+            if chaos.dead.is_set() or (starting.done() and all(client.ended for client in clients)):
                 return
             if starting.done() and isinstance(starting.exception(), Transient):
                 return  # a process that cannot recover ends, and the next one tries

@@ -27,7 +27,7 @@ def after(frames: Sequence[Frame], frame_id: str | None) -> list[bytes]:
 
 @pytest.mark.needs("server")
 async def test_output_arrives_while_the_program_runs(real: Client) -> None:
-    execution_id = await real.execute("import signal\nprint('early', flush=True)\nsignal.pause()")
+    execution_id = await real.execute("import os, signal\nos.write(1, b'early\\n')\nsignal.pause()")
     async with real.stream(execution_id) as stream:
         frames = await stream.until("output")
         assert printed(frames) == b"early\n"

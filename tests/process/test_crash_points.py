@@ -7,7 +7,7 @@ import random
 import shutil
 import sqlite3
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -257,6 +257,17 @@ def chosen(places: Sequence[Place], draw: random.Random, every: bool) -> list[Pl
     return [draw.choice([place for place in places if place[0] == kind]) for kind in kinds]
 
 
+def missing(places: Sequence[Place], died_at: set[Place]) -> Iterator[Place]:
+    """Yield the first place of each kind at which no service has died: lives differ a little in how often they pass.
+
+    Whether the client's stream has to read the tape at all depends on who is quicker.
+    """
+    found = {kind for kind, _ in died_at}
+    for kind in dict.fromkeys(kind for kind, _ in places):
+        if kind not in found and not kind.endswith("TapeStore.read"):
+            yield kind, 1
+
+
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("fused", [True, False], ids=["fused", "stepwise"])
 @pytest.mark.parametrize("name", STORIES)
@@ -295,14 +306,14 @@ async def test_accepted_executions_end_exactly_once_wherever_the_service_dies(
 
     wanted = chosen(places, draw, every=name == WHOLE or os.environ.get("RUNTAPE_CRASH_POINTS") == "all")
     await asyncio.gather(*map(die_at, wanted))
-    # Lives differ a little: one that dies at the last of a kind may have been through with fewer of them.
-    assert {kind for kind, _ in died_at} == kinds
-    assert len(died_at & set(wanted)) >= 0.9 * len(wanted)
+    for missed in missing(places, died_at):
+        await die_at(missed)
+    assert list(missing(places, died_at)) == []
 
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("fused", [True, False], ids=["fused", "stepwise"])
-@pytest.mark.parametrize("first", ["before PodRuntime.start", "after PodRuntime.start", "before TapeStore.reached"])
+@pytest.mark.parametrize("first", ["after PodRuntime.start", "before TapeStore.reached"])
 async def test_accepted_executions_end_exactly_once_wherever_their_recovery_dies(
     folder: Path, fused: bool, first: str
 ) -> None:
@@ -324,4 +335,8 @@ async def test_accepted_executions_end_exactly_once_wherever_their_recovery_dies
         installation = Installation(folder / str(number), fused, story.running)
         died_at.update(await survive(installation, story, [(first, 1), place]))
         shutil.rmtree(installation.data)
-    assert {kind for kind, _ in places} <= {kind for kind, _ in died_at}
+    for missed in missing(places, died_at):
+        died_at.update(
+            await survive(Installation(folder / missed[0], fused, story.running), story, [(first, 1), missed])
+        )
+    assert list(missing(places, died_at)) == []

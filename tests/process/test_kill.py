@@ -213,7 +213,7 @@ async def test_killed_server_loses_no_run_and_no_byte(
         await asyncio.to_thread(doomed.died)
 
 
-UP = "import time\nprint('up', flush=True)\ntime.sleep(1.2)\nprint('down')"
+UP = "import os, time\nos.write(1, b'up\\n')\ntime.sleep(1.2)\nprint('down')"
 
 
 async def started(place: Place, count: int, **fields: object) -> tuple[list[Follower], list[asyncio.Task[None]]]:

@@ -274,10 +274,13 @@ class SqliteUnitOfWork:
                     self._sagas.committed(change.document)
             self._log.committed(list(zip(written.result(), messages, strict=True)), handled)
 
-        # What is stored has to be noted also when the caller was cancelled while it waited.
         written = self._database.write(work, durable=durable)
-        written.add_done_callback(note)
-        await asyncio.shield(written)
+        try:
+            await asyncio.shield(written)
+        except asyncio.CancelledError:
+            written.add_done_callback(note)  # the write stands, whether its caller waits for it or not
+            raise
+        note(written)
 
 
 def _merge(changes: Sequence[Change]) -> list[Change]:
