@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from runtape.application import retrying, running
+from runtape.application.flow import execution_change
+from runtape.domain import execution as executions
 from runtape.domain.outcome import Outcome, OutcomeKind, Usage
 from runtape.domain.tape import Record
 from runtape.ports.errors import SandboxUnavailable, Transient
 from runtape.ports.pod_runtime import PodEnded, PodKey, PodRuntime, PodSpec
-from tests.application.world import World, a_world
+from tests.application.world import ALICE, World, a_world
 from tests.builders import EXITED
 from tests.contract.embedded.basic import quick_place
 
@@ -174,20 +176,46 @@ class TestLeases:
 
     async def test_a_pod_whose_lease_was_lost_is_killed(self, world: World) -> None:
         execution_id = await world.submit("wait never")
-        await world.until_started(PodKey(execution_id, 1))
-        world.clock.advance(36)
-        await world.sweeper.sweep()  # the worker was silent for too long: the attempt counts as dead
+        first = PodKey(execution_id, 1)
+        await world.until_started(first)
+        running_now = await world.get(execution_id)
+        lost = executions.interrupt(running_now, 1, "lease_expired", 0, world.clock.now())
+        # As if another process had taken the attempt for dead: nobody here removes its pod.
+        await world.stores.unit_of_work.commit([replace(execution_change(running_now, lost), messages=())])
         world.tasks.spawn(world.worker.extend_leases(), "leases")
 
-        async def second() -> bool:
-            return (await world.get(execution_id)).attempt == 2
+        async def killed() -> bool:
+            return not world.worker._live  # pyright: ignore[reportPrivateUsage]
 
-        await world.until(second)
+        await world.until(killed)
+        assert self.extended == []
 
-        async def only_the_second() -> bool:
-            return PodKey(execution_id, 1) not in await world.pods.list()
 
-        await world.until(only_the_second)
+async def test_a_kill_that_came_before_the_pod_was_there_is_made_up_for(folder: Path) -> None:
+    """Cancelled while the pod is being made: the command to kill finds nothing."""
+    gate = asyncio.Event()
+    killed: list[list[PodKey]] = []
+
+    class Late(Wrapped):
+        async def start(self, spec: PodSpec, attempt: int, lease_expires_at: datetime) -> None:
+            await gate.wait()
+            await self.inner.start(spec, attempt, lease_expires_at)
+
+        async def kill(self, key: PodKey) -> None:
+            killed.append(list(await self.inner.list()))
+            await self.inner.kill(key)
+
+    async with a_world(folder, wrap_pods=Late) as world:
+        await world.start()
+        execution_id = await world.submit("wait never")
+        await world.submissions.cancel(ALICE, execution_id, None)
+
+        async def missed() -> bool:
+            return killed == [[]]
+
+        await world.until(missed)
+        gate.set()
+        assert (await world.until_stored(execution_id)).status == "cancelled"
 
 
 async def test_an_end_that_is_told_twice_or_late_changes_nothing(folder: Path) -> None:

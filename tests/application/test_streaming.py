@@ -374,6 +374,19 @@ class TestCursor:
         ]
 
 
+async def test_a_nudge_of_which_a_part_was_read_already_is_forwarded_from_there_on() -> None:
+    truth = finished([happens(starts), prints(1, 1, "a")])
+    more = prints(1, 2, "b", "c")
+
+    def both_at_once() -> Nudge:
+        more.apply(truth)
+        bodies = tuple(output_frame(1, record) for record in truth.tapes[1])
+        return OutputNudge(1, 1, 3, bodies)
+
+    frames = await read(truth, Script(both_at_once), Cursor(2, 1, 0))
+    assert [body(frame)["text"] for frame in frames if frame.event == "output"] == ["a", "b", "c"]
+
+
 async def test_lost_output_does_not_hold_up_the_end() -> None:
     truth = finished([happens(starts), prints(1, 1, "a"), happens(finishes(EXITED, 5))])
     lost = Outcome(kind=OutcomeKind.SANDBOX_ERROR, reason="output_lost")

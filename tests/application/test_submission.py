@@ -27,6 +27,7 @@ from runtape.domain.events import Priority
 from runtape.domain.execution import Execution, OnInterrupt
 from runtape.domain.identity import Role
 from runtape.domain.ids import ExecutionId
+from runtape.domain.saga import Saga
 from runtape.domain.source import SourceFile
 from runtape.ports.errors import Transient
 from runtape.ports.pod_runtime import PodKey
@@ -323,6 +324,40 @@ async def test_no_place_is_lost_when_acceptances_and_ends_cross(folder: Path) ->
                 assert len(world.pods.started) == len(set(world.pods.started)) == 200
                 await world.until_quiet()
                 assert world.queue.front(1) == []
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "stepwise"])
+async def test_a_place_that_falls_free_before_the_saga_is_stored_is_not_lost(folder: Path, fused: bool) -> None:
+    """The only place is granted while an acceptance is between its offer and its commit."""
+    offered, gate = asyncio.Event(), asyncio.Event()
+
+    class Gated:
+        def __init__(self, inner: Any) -> None:
+            self._inner = inner
+
+        async def commit(self, changes: Any, handled: Any = frozenset()) -> None:
+            if any(isinstance(change.document, Saga) and change.document.execution_id == second for change in changes):
+                offered.set()
+                await gate.wait()
+            await self._inner.commit(changes, handled)
+
+    second = "id-000002"
+    capacity = replace(CAPACITY, running=1)
+    async with a_world(
+        folder, fused=fused, capacity=capacity, wrap=lambda s: replace(s, unit_of_work=Gated(s.unit_of_work))
+    ) as world:
+        await world.start()
+        first = await world.submit("wait go")
+        await world.until_started(PodKey(first, 1))
+        submitting = asyncio.ensure_future(world.submit("print 2"))
+        await offered.wait()
+        world.pods.let("go")
+        await world.until_stored(first)
+        for _ in range(50):
+            await world.stores.blobs.ready()
+        gate.set()
+        assert await submitting == second
+        await world.until_stored(ExecutionId(second))
 
 
 async def test_never_more_run_at_once_than_the_capacity(folder: Path) -> None:

@@ -23,6 +23,7 @@ from tests.builders import EXITED, LEASE_TTL, LOST, an_execution, requested, sta
 from tests.clocks import START
 
 LATER = START + timedelta(seconds=9)
+ORDER = list(SagaStep)
 
 
 def request_of(execution: Execution) -> ExecutionRequested:
@@ -91,6 +92,19 @@ def test_nothing_is_asked_for_after_the_end(step: SagaStep) -> None:
     assert sagas.admit(saga, LATER) == (saga, [])
 
 
+def test_events_that_come_again_after_the_end_change_nothing() -> None:
+    saga, _ = sagas.follow(admitted(), end_event())
+    assert saga.step is SagaStep.STORE
+    for event in (end_event(), end_event(LOST), start_event()):
+        assert sagas.follow(saga, event) == (saga, [])
+    ended = evolve(started(), end_event())
+    result = the(executions.store_result(ended, StoredResult(stdout_sha256="", stderr_sha256=""), LATER))
+    saga, _ = sagas.follow(saga, result)
+    assert saga.step is SagaStep.DONE
+    for event in (result, end_event(), start_event()):
+        assert sagas.follow(saga, event) == (saga, [])
+
+
 def test_an_overdue_creation_is_asked_for_again() -> None:
     saga, commands = sagas.check(admitted(), LATER, ended=False, stored=False)
     assert [command.attempt for command in commands] == [1]
@@ -125,6 +139,10 @@ class SagaMachine(RuleBasedStateMachine):
         saga, commands = made
         assert saga is self.saga or saga.version == self.saga.version + 1
         assert saga is not self.saga or not commands
+        assert ORDER.index(saga.step) >= ORDER.index(SagaStep.STORE) or ORDER.index(self.saga.step) < ORDER.index(
+            SagaStep.STORE
+        ), "taken up again after the end"
+        assert self.saga.step is not SagaStep.DONE or saga is self.saga, "changed after it was done"
         self.asked += [command.attempt for command in commands]
         self.saga = saga
 

@@ -323,13 +323,18 @@ class DueContract(StoresBasic):
         (found,) = await stores.executions.due(START + timedelta(hours=2), 10)
         assert found == replace(execution, due_at=START + timedelta(hours=2))
 
-    async def test_deferring_an_older_version_has_no_effect(self, stores: Stores) -> None:
+    async def test_deferring_an_older_version_has_no_effect(self) -> None:
         execution = requested()
-        await stored(stores, execution)
-        live = await moved(stores, execution, started(execution))
-        await stores.executions.defer(execution, START + timedelta(seconds=1))
-        assert await stores.executions.get(execution.id) == live
-        assert await stores.executions.due(START + timedelta(seconds=30), 10) == []
+        live = started(execution)
+        async with self.open() as stores:
+            await stored(stores, execution)
+            await moved(stores, execution, live)
+            await stores.executions.defer(execution, START + timedelta(seconds=1))
+            assert await stores.executions.get(execution.id) == live
+            assert await stores.executions.due(START + timedelta(seconds=30), 10) == []
+        async with self.open() as stores:
+            assert await stores.executions.get(execution.id) == live
+            assert await stores.executions.due(START + timedelta(seconds=30), 10) == []
 
     async def test_deferring_what_is_over_has_no_effect(self, stores: Stores) -> None:
         execution = over(requested())
