@@ -137,7 +137,8 @@ def test_tape_prints_a_past_run_with_its_timing(shared: Path, tmp_path: Path) ->
         stream: [each["text"] for each in records if each["stream"] == stream] for stream in ("stdout", "stderr")
     }
     assert {stream: "".join(texts) for stream, texts in printed.items()} == {"stdout": "a\n", "stderr": "b\n"}
-    assert records[-1]["t_ns"] - records[0]["t_ns"] >= 200_000_000
+    # Since the start; a record may be read late, never early.
+    assert records[-1]["t_ns"] >= 200_000_000
 
 
 def test_two_at_once_share_one_server_that_leaves_nothing_behind(tmp_path: Path) -> None:

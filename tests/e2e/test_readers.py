@@ -44,7 +44,8 @@ async def test_readers_that_do_not_read_cost_bounded_memory_and_hold_up_nobody(s
             frames = [frame for frame in await quick.rest() if frame.id]
         assert printed(frames) == expected
         grown = server.memory_bytes() - before
-        assert grown < len(expected) / 2, f"{grown / MIB:.0f} MiB"
+        # Ten readers that were waited for would hold ten times the output.
+        assert grown < len(expected), f"{grown / MIB:.0f} MiB"
         late = [frame for frame in await slow[0].rest() if frame.id]
         assert [frame.raw for frame in late] == [frame.raw for frame in frames][-len(late) :]
         assert printed(late) == expected

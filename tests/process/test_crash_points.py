@@ -231,9 +231,8 @@ async def check_stream(life: Life, execution: Execution) -> None:
     assert followed[-1].event == "end"
     # How events and records lie between one another may differ, live and afterwards; what and in which order may not.
     for event in (None, "output"):
-        assert [frame.body for frame in followed if frame.event == event] == [
-            frame.body for frame in whole if frame.event == event
-        ]
+        there, here = ([frame.body for frame in frames if frame.event == event] for frames in (followed, whole))
+        assert there == here, [pair for pair in zip(there, here, strict=False) if pair[0] != pair[1]]
     assert {frame.event for frame in followed} <= {None, "output", "end"}
 
 

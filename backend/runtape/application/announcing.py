@@ -86,12 +86,15 @@ class Announcer:
 
     def __init__(self, feed: LiveFeed) -> None:
         self._feed = feed
-        self._summaries: dict[ExecutionId, TapeSummary] = {}
+        self._summaries: dict[ExecutionId, list[TapeSummary]] = {}
 
     def remember(self, execution_id: ExecutionId, summary: TapeSummary) -> None:
-        """Keep the summary that the ``result.stored`` frame about to be announced needs."""
+        """Keep the summary that the ``result.stored`` frame needs, if what was made of it is committed.
+
+        Chains that run side by side each remember theirs: a cancellation that comes too late has seen no output.
+        """
         if self._feed.watched(execution_id):
-            self._summaries[execution_id] = summary
+            self._summaries.setdefault(execution_id, []).append(summary)
 
     def announce(self, changes: Sequence[Change]) -> None:
         """Publish the steps that `changes` added, one nudge per execution."""
@@ -104,10 +107,11 @@ class Announcer:
                     change.document.version - change.expected_version
                 )
         for execution_id, execution in newest.items():
-            summary = self._summaries.pop(execution_id, None)
+            remembered = self._summaries.pop(execution_id, ())
             if not self._feed.watched(execution_id):
                 continue
             added = execution.history[-steps[execution_id] :] if steps[execution_id] else ()
+            summary = next((each for each in remembered if _is_told_by(execution, each)), None)
             if any(step.type == ResultStored.type for step in added) and summary is None:
                 # A reader came after the summary was made: it reads the tape, an empty nudge sends it there.
                 added = ()
@@ -126,3 +130,12 @@ class Announcer:
         """Tell those who wait that they have another place."""
         for execution_id in execution_ids:
             self._feed.publish(execution_id, QueueNudge())
+
+
+def _is_told_by(execution: Execution, summary: TapeSummary) -> bool:
+    """Whether the stored result of `execution` was made of `summary`."""
+    result = execution.result
+    return result is not None and (
+        (result.stdout_bytes, result.stderr_bytes, result.stdout_sha256, result.stderr_sha256)
+        == (summary.stdout_bytes, summary.stderr_bytes, summary.stdout_sha256, summary.stderr_sha256)
+    )
