@@ -146,14 +146,33 @@ class TestAnnouncer:
         assert [json.loads(each)["event_type"] for each in nudge.bodies] == ["execution_requested", "execution_started"]
         assert reader.pending() is None
 
-    async def test_a_result_carries_the_summary_that_was_kept_for_it(self) -> None:
+    async def test_a_result_carries_the_summary_that_it_was_made_of(self) -> None:
+        """Chains run side by side: a cancellation that came too late has remembered a tape without output."""
         self.make()
         reader = self.feed.subscribe(EXECUTION)
-        self.announcer.remember(EXECUTION, a_summary(b"kept"))
-        self.announcer.announce([a_change(ended(), over(started()))])
+        stored = over(started())
+        assert stored.result is not None
+        summary = replace(
+            a_summary(b"kept"),
+            stdout_bytes=stored.result.stdout_bytes,
+            stdout_sha256=stored.result.stdout_sha256,
+            stderr_sha256=stored.result.stderr_sha256,
+        )
+        self.announcer.remember(EXECUTION, summary)
+        self.announcer.remember(EXECUTION, a_summary())
+        self.announcer.announce([a_change(ended(), stored)])
         nudge = reader.pending()
         assert isinstance(nudge, LifecycleNudge)
         assert json.loads(nudge.bodies[-1])["result"]["stdout"] == "kept"
+
+    async def test_a_result_without_its_summary_sends_its_readers_to_the_tape(self) -> None:
+        self.make()
+        reader = self.feed.subscribe(EXECUTION)
+        self.announcer.remember(EXECUTION, a_summary(b"of a chain that was not committed"))
+        self.announcer.announce([a_change(ended(), over(started()))])
+        nudge = reader.pending()
+        assert isinstance(nudge, LifecycleNudge)
+        assert nudge.bodies == ()
 
     async def test_a_reader_that_came_after_the_summary_was_made_is_sent_to_the_tape(self) -> None:
         self.make()

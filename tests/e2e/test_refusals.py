@@ -44,12 +44,17 @@ async def refused(client: Client, refusal: Refusal, script: str = GOOD["script"]
 
 
 def contents(server: Server) -> dict[str, tuple[int, str]]:
-    """Return the number of rows and a digest of each table; how far readers of the log have come is no trace."""
+    """Return the number of rows and a digest of each table.
+
+    How far readers of the log have come is no trace, nor that the lease of the run beside it goes on.
+    """
     with closing(sqlite3.connect(server.data / "runtape.db")) as connection:
         tables = [name for (name,) in connection.execute("select name from sqlite_schema where type = 'table'")]
         found: dict[str, tuple[int, str]] = {}
         for table in sorted(set(tables) - {"consumer_offset"}):
-            rows = connection.execute(f"select * from {table}").fetchall()
+            columns = [name for (_, name, *_) in connection.execute(f"pragma table_info({table})")]
+            kept = ", ".join(name for name in columns if name not in ("due_at", "lease_expires_at"))
+            rows = connection.execute(f"select {kept} from {table}").fetchall()
             found[table] = len(rows), hashlib.sha256(repr(sorted(rows, key=repr)).encode()).hexdigest()
     return found
 
