@@ -32,6 +32,8 @@ class SqliteEventLog:
         self._database = database
         self._groups: dict[str, _Group] = {}
         self._flusher: asyncio.TimerHandle | None = None
+        self._told = 0
+        """The newest row that this process has been told of, or found when a group began."""
 
     @staticmethod
     def insert(connection: sqlite3.Connection, messages: Sequence[Message]) -> Sequence[int]:
@@ -47,6 +49,8 @@ class SqliteEventLog:
 
     def committed(self, rows: Sequence[tuple[int, Message]], handled: frozenset[tuple[EventId, str]]) -> None:
         """Hand rows that are now durable to the groups, except to those that have acted on them."""
+        if rows:
+            self._told = max(self._told, rows[-1][0])
         for offset, message in rows:
             message_id = message.id
             for group in self._groups.values():
@@ -55,10 +59,14 @@ class SqliteEventLog:
         self._schedule_flush()
 
     async def consume(self, group: str, topics: Sequence[str]) -> AsyncIterator[Delivery]:
-        row = await self._database.read(
-            lambda c: c.execute("select offset from consumer_offset where consumer_group = ?", (group,)).fetchone()
+        acknowledged, newest = await self._database.read(
+            lambda c: c.execute(
+                "select (select offset from consumer_offset where consumer_group = ?), (select max(offset) from log)",
+                (group,),
+            ).fetchone()
         )
-        state = self._groups[group] = _Group(group, frozenset(topics), row[0] if row else 0)
+        self._told = max(self._told, newest or 0)
+        state = self._groups[group] = _Group(group, frozenset(topics), acknowledged or 0)
         try:
             while True:
                 if state.behind:
@@ -77,16 +85,19 @@ class SqliteEventLog:
     async def _catch_up(self, state: "_Group") -> AsyncIterator[Delivery]:
         """Deliver from the table until nothing lies between it and what arrives in memory."""
         while True:
-            newest = state.newest
+            # A row that is committed and not yet told of is left for `committed`, which knows who has handled it.
+            told = self._told
             rows = await self._database.read(
-                lambda c, after=state.read_to: c.execute(
-                    "select offset, topic, type, body from log where offset > ? order by offset limit ?", (after, PAGE)
+                lambda c, after=state.read_to, told=told: c.execute(
+                    "select offset, topic, type, body from log"
+                    " where offset > ? and offset <= ? order by offset limit ?",
+                    (after, told, PAGE),
                 ).fetchall()
             )
             if not rows:
                 # Nothing is awaited between this read's answer and the switch, so no row can slip past both: what
                 # was told before the read is behind us, and what is told from now on waits in memory.
-                if state.newest != newest:
+                if self._told != told:
                     continue
                 state.behind = False
                 return
@@ -140,13 +151,10 @@ class _Group:
         self.behind = True
         """Whether messages have to be read from the table before those that arrive now."""
         self.woken = asyncio.Event()
-        self.newest = offset
-        """The newest offset that was told to this group."""
         self._done_ahead: set[int] = set()
 
     def offer(self, offset: int, message: Message, *, done: bool) -> None:
         """Take a message that was just committed; `done` says that the group has acted on it."""
-        self.newest = offset
         if offset <= self.read_to:  # read from the table before this was told
             return
         if self.behind:
