@@ -1,3 +1,4 @@
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -5,17 +6,33 @@ import pytest
 import pytest_asyncio
 
 from runtape.adapters.sandbox import LocalSandbox
+from tests.sandbox.runs import way_of
+
+# How boxes come to their program: forked from a warm interpreter, exec'd, and without the C programs at all.
+WAYS = {"forked": {}, "execd": {"zygotes": False}, "in_python": {"native": False}}
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def sandbox(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalSandbox]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=WAYS)
+async def sandbox(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[LocalSandbox]:
     """One sandbox for a module's tests, which run in the module's event loop."""
-    async with LocalSandbox(Path(tmp_path_factory.mktemp("sandbox"))) as opened:
+    async with LocalSandbox(Path(tmp_path_factory.mktemp("sandbox")), **WAYS[request.param]) as opened:
+        await is_made(opened, request.param)
         yield opened
 
 
-@pytest.fixture
-async def own_sandbox(tmp_path: Path) -> AsyncIterator[LocalSandbox]:
+@pytest_asyncio.fixture(params=WAYS)
+async def own_sandbox(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[LocalSandbox]:
     """A sandbox that a test may break."""
-    async with LocalSandbox(tmp_path) as opened:
+    async with LocalSandbox(tmp_path, **WAYS[request.param]) as opened:
+        await is_made(opened, request.param)
         yield opened
+
+
+async def is_made(sandbox: LocalSandbox, way: str) -> None:
+    """Return when programs come to their boxes in the way that is wanted; fail when they do in another."""
+    async with asyncio.timeout(20):
+        while way != (seen := await way_of(sandbox)):
+            assert seen == "execd", "a cold zygote is the only reason to wait"
+            await asyncio.sleep(0.02)

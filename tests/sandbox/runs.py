@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import os
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -51,6 +52,13 @@ async def version_of(sandbox: LocalSandbox, lang: str) -> str:
     versions = [each.version for each in await sandbox.runtimes() if each.lang == lang]
     modern = [version for version in versions if lang != "python" or int(version.split(".")[1]) >= 11]
     return (modern or versions)[-1]
+
+
+async def way_of(sandbox: LocalSandbox) -> str:
+    """Return how a Python program comes to its box: "forked", "execd" or "in_python"."""
+    if "zygote.py" in (await run(sandbox, "print(open('/proc/self/cmdline').read())")).text:
+        return "forked"
+    return "execd" if any(name_of(pid) == "nursery" for pid in descendants(os.getpid())) else "in_python"
 
 
 async def start(
@@ -115,6 +123,14 @@ async def until_printed(sandbox: LocalSandbox, key: PodKey, text: bytes) -> None
             if text in seen:
                 return
     raise AssertionError(f"{text!r} was not printed, but {seen!r}")
+
+
+def name_of(pid: int) -> str:
+    """Return what a process is called, or nothing when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
 
 
 def descendants(pid: int) -> set[int]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import re
 import time
 
 import pytest
@@ -118,7 +119,6 @@ if os.fork() == 0:
     while time.process_time() < 0.3: pass
     os.write(1, b"done")
     time.sleep(30)
-while not os.path.exists("/proc/2/stat"): pass
 time.sleep(0.8)
 """
     result = await run(sandbox, script)
@@ -340,16 +340,18 @@ async def test_arguments_arrive_as_they_are(sandbox: LocalSandbox) -> None:
 @pytest.mark.parametrize(
     ("how", "what"),
     [
-        ({"files": {"a": b"", "a/b": b""}}, "Error"),
+        ({"files": {"a": b"", "a/b": b""}}, "File exists|Not a directory"),
         ({"files": {"big": b"x" * (2 << 20)}, "limits": Limits(disk_mb=1)}, "No space left"),
-        ({"args": ("x" * 200_000,)}, "Argument list too long"),
-        ({"args": ("a\0b",)}, "null"),
+        ({"lang": "bash", "args": ("x" * 200_000,)}, "Argument list too long"),
+        ({"args": ("a\0b",)}, "null byte in an argument"),
+        ({"env": {"A": "a\0b"}}, "null byte in the environment"),
+        ({"files": {"a\0b": b""}}, "null byte in the path of a file"),
     ],
 )
 async def test_impossible_order_is_told(sandbox: LocalSandbox, how: dict[str, object], what: str) -> None:
     result = await run(sandbox, "print(1)", **how)
     assert (result.outcome.kind, result.outcome.reason) == (OutcomeKind.SANDBOX_ERROR, "start_failed")
-    assert what in (result.outcome.message or "")
+    assert re.search(what, result.outcome.message or "")
 
 
 # Cancelling

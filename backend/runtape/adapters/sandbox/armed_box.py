@@ -17,10 +17,9 @@ class ArmedBox:
 
     __slots__ = ("channel", "number", "pidfd", "shape", "stderr_fd", "stdout_fd")
 
-    def __init__(self, number: int, shape: tuple[int, int], fds: list[int]) -> None:
+    def __init__(self, number: int, shape: wire.Shape, fds: list[int]) -> None:
         self.number = number
         self.shape = shape
-        """(bytes, inodes) of its work directory."""
         channel_fd, self.stdout_fd, self.stderr_fd, self.pidfd = fds
         self.channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, channel_fd)
 
@@ -35,7 +34,7 @@ class ArmedBox:
             flags |= wire.STDIN_IN_FD
             stdin, order = order.stdin, order._replace(stdin=b"")
             fds.append(_sealed_memfd(stdin))
-        packed = wire.pack(*order)
+        packed = order.packed()
         if len(packed) > wire.INLINE_BYTES:
             flags |= wire.ORDER_IN_FD
             fds.insert(0, _sealed_memfd(packed))
@@ -49,13 +48,13 @@ class ArmedBox:
             for fd in fds:
                 os.close(fd)
 
-    def hear(self) -> tuple[object, ...] | None:
-        """Return what the box has told about its end, or None when it has not, or died without."""
+    def hear(self) -> wire.Ended | str | None:
+        """Return how the program ended, why it could not be started, or None when the box has not told."""
         try:
             datagram = self.channel.recv(wire.DATAGRAM_BYTES, socket.MSG_DONTWAIT)
         except (BlockingIOError, ConnectionResetError):
             return None
-        return wire.unpack(datagram) if datagram else None
+        return wire.told(datagram) if datagram else None
 
     def stop(self) -> None:
         """Have pid 1 kill the program with all it started, and tell its end."""

@@ -17,10 +17,11 @@ from typing import Any, Final
 
 from runtape.domain.limits import Limits
 
+from . import native
 from .keeper import wire
 from .keeper_process import command
-from .order import group_limits
-from .runtimes import InstalledRuntime, MissingRuntime, detect, starters
+from .order import make_opening
+from .runtimes import InstalledRuntime, MissingRuntime, detect
 
 _ANSWER_TIMEOUT_S: Final = 10.0
 _EXIT_TIMEOUT_S: Final = 5.0
@@ -79,8 +80,19 @@ def _isolation() -> list[HostCheck]:
             State.OK,
             "a box was made: own user, pid, mount, network, ipc, uts and cgroup namespaces, no capability, seccomp",
         ),
+        _speed(opened),
         _memory(opened),
     ]
+
+
+def _speed(opened: wire.Opened) -> HostCheck:
+    if opened.native:
+        return HostCheck("speed", State.OK, "boxes are made by C programs, and interpreters are forked into them")
+    if native.compiler() is None:
+        finding, fix = "there is no C compiler", "apt install gcc libc6-dev"
+    else:
+        finding, fix = opened.finding or "the C programs could not be built", "see the warning in the log"
+    return HostCheck("speed", State.DEGRADED, f"every run starts an interpreter: {finding}", fix)
 
 
 def _memory(opened: wire.Opened) -> HostCheck:
@@ -106,8 +118,6 @@ def _languages(found: list[InstalledRuntime], missing: list[MissingRuntime]) -> 
 def _try_one_box() -> list[tuple[Any, ...]]:
     """Start a keeper, have it make one box, and return its answers."""
     limits = Limits()
-    memory_bytes, processes = group_limits(limits)
-    opening = wire.Opening(f"doctor-{secrets.token_hex(4)}", (), starters(), memory_bytes, processes)
     answers: list[tuple[Any, ...]] = []
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with tempfile.TemporaryDirectory() as folder, ours, open(Path(folder) / "lock", "wb+") as lock:
@@ -123,8 +133,9 @@ def _try_one_box() -> list[tuple[Any, ...]]:
             )
         ours.settimeout(_ANSWER_TIMEOUT_S)
         try:
+            opening = make_opening(f"doctor-{secrets.token_hex(4)}", (), limits, programs=native.built(Path(folder)))
             ours.send(wire.pack("open", *opening))
-            ours.send(wire.pack("arm", limits.disk_mb << 20, limits.inodes))
+            ours.send(wire.pack("arm", *wire.Shape("", limits.disk_mb << 20, limits.inodes)))
             while not answers or answers[-1][0] == "open":
                 datagram, fds, _, _ = socket.recv_fds(ours, wire.DATAGRAM_BYTES, wire.BOX_FDS)
                 for fd in fds:

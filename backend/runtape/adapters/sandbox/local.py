@@ -39,13 +39,14 @@ from runtape.domain.tape import Record
 from runtape.ports.errors import SandboxUnavailable, Transient
 from runtape.ports.pod_runtime import PodEnded, PodKey, PodSpec, Runtime
 
+from . import native
 from .keeper import wire
-from .order import group_limits, make_order
+from .order import make_opening, make_order, null_byte_in
 from .pod import CANCELLED, Pod
-from .pool import BoxPool, Shape
-from .runtimes import InstalledRuntime, detect, starters
+from .pool import BoxPool, ZygoteLost
+from .runtimes import InstalledRuntime, detect
 
-_DEAD_BOXES_TO_TRY: Final = 3
+_BOXES_TO_TRY: Final = 4
 
 
 class LocalSandbox:
@@ -59,6 +60,8 @@ class LocalSandbox:
         data_dir: Path,
         *,
         armed_boxes: int | None = None,
+        native: bool = True,
+        zygotes: bool = True,
         default_limits: Limits | None = None,
         lock_timeout_s: float = 10.0,
     ) -> None:
@@ -66,9 +69,13 @@ class LocalSandbox:
 
         `data_dir` holds the lock file and names this installation.  `armed_boxes` is the number kept in stock, by
         default two per processor.  Boxes are armed for `default_limits`: a run with other `disk_mb` or `inodes`
-        waits some milliseconds for one made to order.  `lock_timeout_s` is how long to wait for the programs of an
+        waits some milliseconds for one made to order.  Without `native`, or a C compiler, the keeper makes boxes
+        itself: slower, no less tight.  Without `zygotes` every program starts an interpreter of its own, which has
+        its own address layout and hash seed.  `lock_timeout_s` is how long to wait for the programs of an
         earlier service on this data folder to be dead.
         """
+        self._native = native
+        self._zygotes = zygotes
         self._lock_timeout_s = lock_timeout_s
         self._data_dir = data_dir.resolve()
         self._armed_boxes = armed_boxes if armed_boxes is not None else 2 * (os.cpu_count() or 1)
@@ -94,19 +101,14 @@ class LocalSandbox:
         """
         found, _ = await asyncio.to_thread(detect)
         self._installed = {(each.runtime.lang, each.runtime.version): each for each in found}
-        prefixes = {each.shown_prefix for each in found if each.shown_prefix is not None}
-        memory_bytes, processes = group_limits(self._default_limits)
-        opening = wire.Opening(
-            instance=hashlib.sha256(os.fsencode(self._data_dir)).hexdigest()[:12],
-            prefixes=tuple(sorted(prefixes)),
-            starters=starters(),
-            memory_bytes=memory_bytes,
-            processes=processes,
-        )
+        programs = await asyncio.to_thread(native.built, self._data_dir) if self._native else None
+        instance = hashlib.sha256(os.fsencode(self._data_dir)).hexdigest()[:12]
+        opening = make_opening(instance, found, self._default_limits, programs=programs, zygotes=self._zygotes)
+        newest = opening.zygotes[0][0] if opening.zygotes else ""
         pool = BoxPool(
             self._data_dir,
             opening,
-            _shape(self._default_limits),
+            wire.Shape(newest, *_work_directory(self._default_limits)),
             size=self._armed_boxes,
             lock_timeout_s=self._lock_timeout_s,
         )
@@ -131,9 +133,12 @@ class LocalSandbox:
             message = f"no {spec.lang} {spec.lang_version} is installed here"
             pod.fail(Outcome(kind=OutcomeKind.SANDBOX_ERROR, reason="runtime_missing", message=message))
             return
-        order = make_order(runtime, spec.source, spec.limits, pool.armed_limits)
+        if place := null_byte_in(spec.source):
+            message = f"the program could not be started: there is a null byte in {place}"
+            pod.fail(Outcome(kind=OutcomeKind.SANDBOX_ERROR, reason="start_failed", message=message))
+            return
         try:
-            await self._begin(pod, pool, _shape(spec.limits), order)
+            await self._begin(pod, pool, runtime, spec)
         except BaseException as error:
             if pod.ended is None:
                 del self._pods[key]
@@ -141,17 +146,23 @@ class LocalSandbox:
                 return  # killed while it waited: that is its end
             raise
 
-    async def _begin(self, pod: Pod, pool: BoxPool, shape: Shape, order: wire.Order) -> None:
-        for _ in range(_DEAD_BOXES_TO_TRY):
-            box = await pool.take(shape, pod.on_reaped)
+    async def _begin(self, pod: Pod, pool: BoxPool, runtime: InstalledRuntime, spec: PodSpec) -> None:
+        for _ in range(_BOXES_TO_TRY):
+            shape = pool.shape(runtime.name if runtime.zygote and self._zygotes else "", *_work_directory(spec.limits))
+            try:
+                box = await pool.take(shape, pod.on_reaped)
+            except ZygoteLost:
+                continue
             if pod.ended is not None:  # killed while it waited
                 pool.give_back(box)
                 return
+            order = make_order(runtime, spec.source, spec.limits, pool.armed, zygote=shape.zygote != "")
             try:
                 pod.begin(box, pool, order)
                 return
-            except OSError:  # it died in stock, and the keeper has not told yet
+            except OSError:  # it died in stock
                 pool.release(box)
+                pool.weed()
         raise Transient("boxes die before they can be used")
 
     async def records(self, key: PodKey, after_seq: int = 0) -> AsyncIterator[tuple[Record, ...]]:
@@ -224,7 +235,8 @@ class LocalSandbox:
             queue.put_nowait(ended)
 
 
-def _shape(limits: Limits) -> Shape:
+def _work_directory(limits: Limits) -> tuple[int, int]:
+    """Return its size in bytes and in inodes."""
     return limits.disk_mb << 20, limits.inodes
 
 

@@ -89,7 +89,7 @@ class Pod:
         self._box, self._pool = box, pool
         self._loop.add_reader(box.channel.fileno(), self._on_told)
         self._read_on()
-        if pool.armed_limits is None:
+        if not pool.armed.grouped:
             pool.bound_memory(box, self._limits.memory_mb << 20)
         now_s = self._loop.time()
         self._wall_due_s = now_s + self._limits.wall_s
@@ -208,16 +208,14 @@ class Pod:
         outcome = self._stopped_for or _KILLED_BY_KEEPER.get(reaped.reason, _INIT_KILLED)
         self._close(box, outcome, reaped.cpu_user_ns, reaped.cpu_system_ns, reaped.peak_memory_bytes)
 
-    def _conclude(self, box: ArmedBox, told: tuple[object, ...]) -> None:
+    def _conclude(self, box: ArmedBox, told: wire.Ended | str) -> None:
         self._drain(box)
-        if told[0] != "ended":
-            message = f"the program could not be started: {told[1]}"
+        if isinstance(told, str):
+            message = f"the program could not be started: {told}"
             outcome = Outcome(kind=OutcomeKind.SANDBOX_ERROR, reason="start_failed", message=message)
             self._close(box, outcome, 0, 0, 0)
             return
-        ended = wire.Ended(*told[1:])  # pyright: ignore[reportArgumentType]  # as `wire` says
-        outcome = self._outcome_of(ended)
-        self._close(box, outcome, ended.cpu_user_ns, ended.cpu_system_ns, ended.peak_memory_bytes)
+        self._close(box, self._outcome_of(told), told.cpu_user_ns, told.cpu_system_ns, told.peak_memory_bytes)
 
     def _outcome_of(self, ended: wire.Ended) -> Outcome:
         if self.output.truncated:

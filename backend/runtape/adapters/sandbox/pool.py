@@ -1,9 +1,15 @@
 """Armed boxes in stock.
 
 Theory of operation.  The keeper makes boxes; each arrives as four descriptors and waits here until a run takes it.
-The stock is filled up again a moment after a box was taken, so that the making of the next one does not compete with
-the program that has just begun; an empty stock is filled at once, and who finds it empty waits in line.  Boxes are
-made with the work directory that this installation gives by default; for another size one is made to order.
+The stock is filled up again when the run that took a box is over, or a moment later, so that the making of the next one
+does not compete with the program that has just begun; an empty stock is filled at once, and who finds it empty waits
+in line.  Boxes are made with the work directory that this installation gives by default; for another size one is made
+to order.
+
+Zygotes.  There is always a stock of boxes that exec their program, and one of boxes forked from the zygote that the
+installation prefers.  For another zygote a stock is begun by the first run that could use it, which itself takes a
+box of the first kind rather than wait for an interpreter to start; the stock is given up when nobody has asked for it
+for some minutes.  A zygote that cannot be forked from is not asked for again.
 
 The lock.  ``<data>/sandbox.lock`` is locked before the keeper starts, and keeper and boxes hold it.  It is free only
 when all of them are dead, however they died; so whoever gets it knows that no program of an earlier service runs.
@@ -16,6 +22,8 @@ new one can be had, runs are refused and it is tried on.
 import asyncio
 import contextlib
 import itertools
+import math
+import select
 from collections import defaultdict, deque
 from collections.abc import Callable
 from pathlib import Path
@@ -28,47 +36,58 @@ from runtape.ports.errors import InfrastructureError, SandboxUnavailable, Transi
 from .armed_box import ArmedBox
 from .keeper import wire
 from .keeper_process import KeeperProcess, lock
+from .order import OURS, OURS_FORKED, ArmedLimits
 
 log = structlog.get_logger(__name__)
 
-Shape = tuple[int, int]
-"""(bytes, inodes) of a work directory."""
-
 _REFILL_DELAY_S: Final = 0.03
+_ENDED_DELAY_S: Final = 0.002
+"""Time after a run's end in which its result is still on its way."""
+_IDLE_STOCK_S: Final = 300.0
 _RETRY_DELAY_S: Final = 0.2
 _FAILURES_TO_REFUSE: Final = 5
 _OPEN_TIMEOUT_S: Final = 10.0
+_ZYGOTE_FAILURES: Final = 3
 _RESTARTS_TO_REFUSE: Final = 3
 _RESTART_DELAYS_S: Final = (0.0, 0.1, 0.5, 2.0, 5.0)
 
 _LOST: Final = wire.Reaped("keeper_lost", 0, 0, 0)
 
 
+class ZygoteLost(Exception):
+    """No box can be forked from this zygote; one that execs its program can do the same."""
+
+
 class BoxPool:
     """The stock of one keeper, replaced with it when it dies."""
 
     def __init__(
-        self, data_dir: Path, opening: wire.Opening, shape: Shape, *, size: int, lock_timeout_s: float
+        self, data_dir: Path, opening: wire.Opening, standard: wire.Shape, *, size: int, lock_timeout_s: float
     ) -> None:
+        """Prepare a pool that keeps `size` boxes of `standard`, and as many that exec their program."""
         self._lock_path = data_dir / "sandbox.lock"
         self._lock_timeout_s = lock_timeout_s
         self._opening = opening
-        self._shape = shape
+        self._standard = standard
         self._size = size
-        self._stock: deque[ArmedBox] = deque()
-        self._waiting: defaultdict[Shape, deque[asyncio.Future[ArmedBox]]] = defaultdict(deque)
-        self._asked_for: defaultdict[Shape, int] = defaultdict(int)
+        self._stock: defaultdict[wire.Shape, deque[ArmedBox]] = defaultdict(deque)
+        self._waiting: defaultdict[wire.Shape, deque[asyncio.Future[ArmedBox]]] = defaultdict(deque)
+        self._asked_for: defaultdict[wire.Shape, int] = defaultdict(int)
+        self._kept: dict[wire.Shape, float] = {}
+        """Shapes to have in stock, with the loop's time at which that ends."""
+        self._warm: set[str] = set()
+        """Zygotes that boxes have been forked from."""
+        self._failures_of: defaultdict[str, int] = defaultdict(int)
         self._taken: dict[int, tuple[ArmedBox, Callable[[wire.Reaped], None]]] = {}
         self._orphans: set[ArmedBox] = set()
         """Boxes of a lost keeper whose death is awaited here, as nobody else tells it."""
         self._refill: asyncio.TimerHandle | None = None
-        self._failures = 0
         self._keeper: KeeperProcess | None = None
         self._opened: asyncio.Future[wire.Opened] | None = None
         self._restart: asyncio.Task[None] | None = None
         self._refused: InfrastructureError | None = None
         self._closed = False
-        self.mode = wire.Opened("none", "")
+        self.mode = wire.Opened("none", False, "")
 
     # Opening and closing
 
@@ -97,8 +116,12 @@ class BoxPool:
             if isinstance(error, TimeoutError):
                 raise Transient("the sandbox's keeper does not answer") from error
             raise
-        self._failures = 0
+        self._warm.clear()
+        self._failures_of.clear()
         self._refused = None
+        self._kept = {self._standard._replace(zygote=""): math.inf}
+        if self.mode.native:
+            self._kept[self._standard] = math.inf
         self._fill()
 
     async def close(self) -> None:
@@ -118,32 +141,54 @@ class BoxPool:
 
     async def ready(self) -> None:
         """Return when a box is in stock.  Raises: SandboxUnavailable, Transient."""
-        if not self._stock:
-            self.give_back(await self.take(self._shape, lambda _: None))
+        shape = self._standard._replace(zygote="")
+        if not self._stock[shape]:
+            self.give_back(await self.take(shape, lambda _: None))
 
     @property
-    def armed_limits(self) -> tuple[int, int] | None:
-        """(memory, processes) that a box's cgroup is armed with; None where boxes have none."""
-        return None if self.mode.cgroups == "none" else (self._opening.memory_bytes, self._opening.processes)
+    def armed(self) -> ArmedLimits:
+        """What boxes are armed with."""
+        grouped = self.mode.cgroups != "none"
+        ours = OURS if self.mode.native else OURS_FORKED
+        return ArmedLimits(grouped, self._opening.memory_bytes, self._opening.processes, ours)
+
+    def shape(self, zygote: str, disk_bytes: int, inodes: int) -> wire.Shape:
+        """Return what box to take for a program that could be run by a fork of `zygote`.
+
+        Of one that is cold it is a box that execs the program, and the zygote is warmed for the next.
+        """
+        shape = wire.Shape(zygote, disk_bytes, inodes)
+        if not zygote:
+            return shape
+        if not self.mode.native or self._failures_of[zygote] >= _ZYGOTE_FAILURES:
+            return shape._replace(zygote="")
+        standard = self._standard._replace(zygote=zygote)
+        if self._kept.get(standard) != math.inf:
+            self._kept[standard] = asyncio.get_running_loop().time() + _IDLE_STOCK_S
+        if zygote not in self._warm:
+            self._fill()
+            return shape._replace(zygote="")
+        return shape
 
     # Taking
 
-    async def take(self, shape: Shape, on_reaped: Callable[[wire.Reaped], None]) -> ArmedBox:
+    async def take(self, shape: wire.Shape, on_reaped: Callable[[wire.Reaped], None]) -> ArmedBox:
         """Take a box from the stock, or wait for one.
 
         `on_reaped` is called when the box was killed and nothing of it is left, until `release` or `give_back`.
-        Raises: Transient, SandboxUnavailable.
+        Raises: Transient, SandboxUnavailable; ZygoteLost.
         """
         if self._refused is not None:
             raise self._refused
         if self._closed:
             raise Transient("the sandbox is closed")
-        if shape == self._shape and self._stock:
-            box = self._stock.popleft()
-            if not self._stock:
+        stock = self._stock[shape]
+        if stock:
+            box = stock.popleft()
+            if not stock:
                 self._fill()
-            elif self._refill is None:
-                self._refill = asyncio.get_running_loop().call_later(_REFILL_DELAY_S, self._fill)
+            else:
+                self._fill_in(_REFILL_DELAY_S)
         else:
             waiter: asyncio.Future[ArmedBox] = asyncio.get_running_loop().create_future()
             self._waiting[shape].append(waiter)
@@ -168,6 +213,18 @@ class BoxPool:
         if box in self._orphans:
             self._forget_orphan(box)
         box.close()
+        if self._refill is not None:
+            self._fill_in(_ENDED_DELAY_S)
+
+    def weed(self) -> None:
+        """Drop the boxes that have died in stock, of which the keeper may not have told yet."""
+        poll = select.poll()
+        boxes = {box.pidfd: box for stock in self._stock.values() for box in stock}
+        for pidfd in boxes:
+            poll.register(pidfd, select.POLLIN)
+        for pidfd, _ in poll.poll(0):
+            self._stock[boxes[pidfd].shape].remove(boxes[pidfd])
+            boxes[pidfd].close()
 
     def bound_memory(self, box: ArmedBox, memory_bytes: int) -> None:
         """Have the keeper kill `box` when it holds more; needed where cgroups do not."""
@@ -181,15 +238,32 @@ class BoxPool:
 
     # Filling
 
+    def _fill_in(self, delay_s: float) -> None:
+        """Fill the stock after `delay_s`, or sooner if that was intended already."""
+        loop = asyncio.get_running_loop()
+        due_s = loop.time() + delay_s
+        if self._refill is None or self._refill.when() > due_s:
+            if self._refill is not None:
+                self._refill.cancel()
+            self._refill = loop.call_at(due_s, self._fill)
+
     def _fill(self) -> None:
-        """Ask for as many boxes as are wanted and not on their way."""
-        self._refill = None
+        """Ask for as many boxes as are wanted and not on their way; give up a stock that nobody asks for."""
+        if self._refill is not None:
+            self._refill.cancel()
+            self._refill = None
         if self._keeper is None or self._closed:
             return
-        for shape in {self._shape, *self._waiting}:
-            wanted = sum(not waiter.done() for waiter in self._waiting[shape])
-            if shape == self._shape:
-                wanted += self._size - len(self._stock)
+        now_s = asyncio.get_running_loop().time()
+        for shape in [shape for shape, until_s in self._kept.items() if until_s < now_s]:
+            del self._kept[shape]
+            self._drop(self._stock.pop(shape, deque()))
+        for shape in {*self._kept, *self._waiting}:
+            if self._failures_of[shape.zygote] >= _ZYGOTE_FAILURES and shape.zygote:
+                continue
+            wanted = sum(not waiter.done() for waiter in self._waiting.get(shape, ()))
+            if shape in self._kept:
+                wanted += self._size - len(self._stock[shape])
             for _ in range(wanted - self._asked_for[shape]):
                 self._asked_for[shape] += 1
                 self._keeper.send("arm", *shape)
@@ -201,35 +275,43 @@ class BoxPool:
             if not waiter.done():
                 waiter.set_result(box)
                 return
-        if box.shape == self._shape and not self._closed and self._keeper is not None:
-            self._stock.append(box)
+        if box.shape in self._kept and not self._closed and self._keeper is not None:
+            self._stock[box.shape].append(box)
         else:
             box.close()
 
     def _drop_stock(self) -> None:
-        while self._stock:
-            self._stock.popleft().close()
+        for stock in self._stock.values():
+            self._drop(stock)
+
+    def _drop(self, stock: deque[ArmedBox]) -> None:
+        while stock:
+            stock.popleft().close()
 
     def _refuse(self, error: InfrastructureError) -> None:
         for waiting in self._waiting.values():
-            for waiter in waiting:
-                if not waiter.done():
-                    waiter.set_exception(error)
+            self._refuse_waiting(waiting, error)
         self._waiting.clear()
+
+    def _refuse_waiting(self, waiting: deque[asyncio.Future[ArmedBox]], error: Exception) -> None:
+        for waiter in waiting:
+            if not waiter.done():
+                waiter.set_exception(error)
 
     # What the keeper tells
 
     def _on_message(self, message: tuple[Any, ...], fds: list[int]) -> None:
         kind, *fields = message
         if kind == "armed":
-            disk_bytes, inodes, number = fields
-            self._asked_for[disk_bytes, inodes] -= 1
-            self._failures = 0
-            self._offer(ArmedBox(number, (disk_bytes, inodes), fds))
+            shape, number = wire.Shape(*fields[:3]), fields[3]
+            self._asked_for[shape] -= 1
+            self._failures_of[shape.zygote] = 0
+            self._warm.add(shape.zygote)
+            self._offer(ArmedBox(number, shape, fds))
         elif kind == "reaped":
             self._on_reaped(fields[0], wire.Reaped(*fields[1:]))
         elif kind == "unarmed":
-            self._on_unarmed((fields[0], fields[1]), fields[2])
+            self._on_unarmed(wire.Shape(*fields[:3]), fields[3])
         elif kind == "open":
             self._settle_opening(wire.Opened(*fields))
         elif kind == "refused":
@@ -251,19 +333,25 @@ class BoxPool:
         if number in self._taken:
             self._taken[number][1](reaped)
             return
-        for box in [box for box in self._stock if box.number == number]:
-            self._stock.remove(box)
-            box.close()
-            self._fill()
+        for stock in self._stock.values():
+            for box in [box for box in stock if box.number == number]:
+                stock.remove(box)
+                box.close()
+                self._fill()
 
-    def _on_unarmed(self, shape: Shape, what: str) -> None:
+    def _on_unarmed(self, shape: wire.Shape, what: str) -> None:
         self._asked_for[shape] -= 1
-        self._failures += 1
-        log.warning("sandbox.box_failed", reason=what, failures=self._failures)
-        if self._failures >= _FAILURES_TO_REFUSE and not self._stock:
+        self._failures_of[shape.zygote] += 1
+        failures = self._failures_of[shape.zygote]
+        log.warning("sandbox.box_failed", zygote=shape.zygote, reason=what, failures=failures)
+        if shape.zygote and failures >= _ZYGOTE_FAILURES:
+            self._warm.discard(shape.zygote)
+            for each in [each for each in self._waiting if each.zygote == shape.zygote]:
+                self._refuse_waiting(self._waiting.pop(each), ZygoteLost(what))
+        elif failures >= _FAILURES_TO_REFUSE and not self._stock[shape]:
             self._refuse(Transient(f"no box can be made: {what}", retry_after_s=_RETRY_DELAY_S))
         if self._refill is None:
-            self._refill = asyncio.get_running_loop().call_later(_RETRY_DELAY_S, self._fill)
+            self._fill_in(_RETRY_DELAY_S)
 
     def _on_lost(self) -> None:
         if self._opened is not None and not self._opened.done():  # whoever starts it deals with it

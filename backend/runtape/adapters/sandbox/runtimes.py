@@ -34,6 +34,15 @@ class InstalledRuntime:
     argv: tuple[str, ...]
     """With ``{memory_mb}`` left to fill in; the program's arguments follow."""
     reserve_mb: int
+    script: str
+    """Where its script lies in a box."""
+    zygote: tuple[str, ...]
+    """Command of an interpreter that boxes are forked from; empty where programs are exec'd alone."""
+
+    @property
+    def name(self) -> str:
+        """Return the name of its zygote."""
+        return f"{self.runtime.lang} {self.runtime.version}"
 
     @property
     def shown_prefix(self) -> str | None:
@@ -144,6 +153,7 @@ def _installed(description: Mapping[str, Any], binary: str, version: str) -> Ins
         "libraries": ":".join(path for path in libraries if os.path.isdir(path)),
         "script": f"/box/{description['file_name']}",
         "memory_mb": "{memory_mb}",
+        "starters": wire.STARTERS,
     }
     return InstalledRuntime(
         Runtime(description["lang"], version, description["file_name"], description["example"].lstrip("\n")),
@@ -151,4 +161,6 @@ def _installed(description: Mapping[str, Any], binary: str, version: str) -> Ins
         prefix,
         tuple(part.format_map(values) for part in description["argv"]),
         description["reserve_mb"],
+        values["script"],
+        tuple(part.format_map(values) for part in description.get("zygote", ())),
     )

@@ -1,4 +1,4 @@
-"""Making a box: from `clone3` in the keeper to a confined pid 1 that waits for its order.
+"""Making a box without a compiler: from `clone3` in the keeper to a confined pid 1 that waits for its order.
 
 Theory of operation.  One `clone3` makes the process and all its namespaces at once, so it needs no privilege and no
 process in between.  The child is pid 1 of the box.  In order:
@@ -38,7 +38,7 @@ _NAMESPACES: Final = (
     | linux.CLONE_NEWCGROUP
 )
 _STACK_BYTES: Final = (8 << 20, 64 << 20)
-_FIXED_LIMITS: Final = (
+FIXED_LIMITS: Final = (
     (resource.RLIMIT_CORE, (0, 0)),
     (resource.RLIMIT_MEMLOCK, (0, 0)),
     (resource.RLIMIT_MSGQUEUE, (0, 0)),
@@ -47,7 +47,7 @@ _FIXED_LIMITS: Final = (
 )
 DEATH_SIGNAL: Final = signal.SIGUSR1
 """Tells the keeper that the service has died; it can clean up, which a SIGKILL would keep it from."""
-_OOM_SCORE_ADJUSTMENT: Final = b"500"
+OOM_SCORE_ADJUSTMENT: Final = b"500"
 """When the whole machine runs out of memory, a box goes before any service."""
 _NO_GROUP: Final = GroupFiles(-1, -1, -1, -1)
 
@@ -67,30 +67,48 @@ class _Kept(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Box:
-    """A box as the keeper sees it, from the clone until its pid 1 is reaped."""
+    """A box as the keeper sees it, from the moment it is armed until it is dead."""
 
     number: int
-    shape: tuple[int, int]
-    """(bytes, inodes) of its work directory."""
-    pid: int
+    shape: wire.Shape
     pidfd: int
-    uid_slot: int
-    channel: socket.socket
-    """The service's end of the order channel; the keeper's until the box is armed."""
-    output_fds: tuple[int, int]
+    """Of its pid 1."""
     group: Group | None
     work_directory_fd: int = -1
     memory_limit_bytes: int = 0
     """Bound to be watched; 0 when a cgroup does it or nothing runs yet."""
     peak_memory_bytes: int = 0
     cpu_ns: tuple[int, int] = (0, 0)
-    """User and system time of the tree when it was last looked at."""
+    """User and system time on its account when it was last looked at."""
+    arming_cpu_ns: tuple[int, int] = (0, 0)
+    """What stood on that account before its order, which is no usage of the program."""
     cpu_limit_ns: int = 0
     cpu_check_due_s: float = 0.0
     kill_reason: str = ""
-    armed: bool = False
-    arming_cpu_ns: tuple[int, int] = (0, 0)
-    """User and system time that the making of the box took, which is no usage of the program."""
+
+    def pid(self) -> int:
+        """Return the pid of its pid 1 as the keeper sees it.  Raises: ProcessLookupError, when that is reaped."""
+        with open(f"/proc/self/fdinfo/{self.pidfd}", "rb") as file:
+            pid = next((int(line[4:]) for line in file if line.startswith(b"Pid:")), -1)
+        if pid <= 0:
+            raise ProcessLookupError(self.number)
+        return pid
+
+    def kill(self, reason: str) -> None:
+        """Kill it with all that runs in it; the first reason is the one that counts."""
+        self.kill_reason = self.kill_reason or reason
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+
+
+class Clone(NamedTuple):
+    """A box in the making, cloned from the keeper."""
+
+    pid: int
+    pidfd: int
+    channel: socket.socket
+    """The service's end of the order channel; the keeper's until the box is armed."""
+    output_fds: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +124,7 @@ class Confinement:
     """Whether the keeper measures the work directory, for want of a cgroup that does."""
 
 
-def make_box(number: int, shape: tuple[int, int], uid_slot: int, group: Group | None, confinement: Confinement) -> Box:
+def make_box(shape: wire.Shape, uid_slot: int, group: Group | None, confinement: Confinement) -> Clone:
     """Clone a box and return at once; it tells on its channel when it is armed.  Raises: OSError."""
     files = _NO_GROUP if group is None else group.open_files()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -128,10 +146,10 @@ def make_box(number: int, shape: tuple[int, int], uid_slot: int, group: Group | 
         os.close(stderr_write)
         if group is not None:
             group.close_files()
-    return Box(number, shape, pid, pidfd, uid_slot, ours, (stdout_read, stderr_read), group)
+    return Clone(pid, pidfd, ours, (stdout_read, stderr_read))
 
 
-def _clone(kept: _Kept, shape: tuple[int, int], uid_slot: int, confinement: Confinement) -> tuple[int, int]:
+def _clone(kept: _Kept, shape: wire.Shape, uid_slot: int, confinement: Confinement) -> tuple[int, int]:
     host_uid = os.geteuid() if confinement.first_host_uid is None else confinement.first_host_uid + uid_slot
     host_gid = os.getegid() if confinement.first_host_uid is None else host_uid
     if confinement.first_host_uid is not None:
@@ -150,9 +168,7 @@ def _clone(kept: _Kept, shape: tuple[int, int], uid_slot: int, confinement: Conf
     return pid, pidfd
 
 
-def _become_box(
-    kept: _Kept, shape: tuple[int, int], host_uid: int, host_gid: int, confinement: Confinement
-) -> NoReturn:
+def _become_box(kept: _Kept, shape: wire.Shape, host_uid: int, host_gid: int, confinement: Confinement) -> NoReturn:
     channel_fd = kept.channel
     try:
         signal.set_wakeup_fd(-1)
@@ -161,12 +177,11 @@ def _become_box(
         linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
         linux.set_hostname(b"runtape")
         _raise_loopback()
-        disk_bytes, inodes = shape
-        rootfs.enter_box(disk_bytes, inodes + 2)  # the folder itself and .tmp
+        rootfs.enter_box(shape.disk_bytes, shape.inodes + 2)  # the folder itself and .tmp
         kept = _close_all_but(kept)
         channel_fd = kept.channel
-        for kind, limits in _FIXED_LIMITS:
-            resource.setrlimit(kind, _within(resource.getrlimit(kind)[1], limits))
+        for kind, limits in FIXED_LIMITS:
+            resource.setrlimit(kind, within(resource.getrlimit(kind)[1], limits))
         linux.drop_capabilities()
         linux.forbid_new_privileges()
         linux.prctl(linux.PR_SET_DUMPABLE, 0)
@@ -185,7 +200,8 @@ def _become_box(
         os._exit(1)  # whatever happens, a box does not return into the keeper's code
 
 
-def _within(hard: int, limits: tuple[int, int]) -> tuple[int, int]:
+def within(hard: int, limits: tuple[int, int]) -> tuple[int, int]:
+    """Return `limits` as far as `hard` allows."""
     return limits if hard == resource.RLIM_INFINITY else (min(limits[0], hard), min(limits[1], hard))
 
 
@@ -193,7 +209,7 @@ def _become_user(host_uid: int, host_gid: int) -> None:
     """Map `BOX_UID` to the user that made this namespace, and be it in every way."""
     linux.prctl(linux.PR_SET_DUMPABLE, 1)  # else /proc/self belongs to root, the keeper having changed its ids
     with contextlib.suppress(OSError):  # a preference; /proc may be masked
-        _write("/proc/self/oom_score_adj", _OOM_SCORE_ADJUSTMENT)
+        _write("/proc/self/oom_score_adj", OOM_SCORE_ADJUSTMENT)
     _write("/proc/self/setgroups", b"deny")
     _write("/proc/self/uid_map", b"%d %d 1" % (rootfs.BOX_UID, host_uid))
     _write("/proc/self/gid_map", b"%d %d 1" % (rootfs.BOX_UID, host_gid))

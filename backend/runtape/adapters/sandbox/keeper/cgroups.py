@@ -106,6 +106,22 @@ class Group:
         ]
         return GroupFiles(*self._files)
 
+    def open_slot_files(self) -> dict[int, int]:
+        """Open the files that a slot is given, by their place in `enum slot_fds` of native/confine.h.
+
+        Closed again by `close_files`, but for the one that tells of exhausted memory.
+        """
+        tasks = {parent: controller for controller, parent in self._parents.items()}.values()
+        opened = [self._open(controller, "cgroup.procs", os.O_WRONLY) for controller in tasks]
+        opened += [-1] * (3 - len(opened))
+        opened += self.open_files()
+        if self._names is _NAMES["v1"]:
+            opened += [self._open("cpuacct", f"cpuacct.usage_{kind}", os.O_RDONLY) for kind in ("user", "sys")]
+        else:
+            opened += [self._open("cpuacct", "cpu.stat", os.O_RDONLY), -1]
+        self._files = [fd for fd in opened if fd >= 0]
+        return {place: fd for place, fd in enumerate([*opened, self.oom_eventfd], start=2) if fd >= 0}
+
     def close_files(self) -> None:
         for fd in self._files:
             if fd >= 0:

@@ -48,7 +48,7 @@ def serve(channel: socket.socket, group: GroupFiles) -> NoReturn:
     try:
         told = _ended(_reap_all(_start(datagram, fds, group)), group)
     except Exception as error:
-        told = wire.pack("failed", f"{type(error).__name__}: {error}")
+        told = wire.failed(f"{type(error).__name__}: {error}")
     with contextlib.suppress(OSError):  # nobody listens any more: the service has died
         channel.send(told)
     os._exit(0)
@@ -63,7 +63,7 @@ def _rehearse(group: GroupFiles) -> None:
     name = "rehearsal"
     order = wire.Order(((name, b"-"),), (b"",), {b"HOME": b"/"}, ((resource.RLIMIT_CORE, 0, 0),), 0, 0, b"")
     with contextlib.suppress(ValueError):  # of a program without a name, raised before a process is made
-        _start(b"\0" + wire.pack(*order), [], group)
+        _start(b"\0" + order.packed(), [], group)
     os.unlink(name)
     _ended(0, group)
 
@@ -82,7 +82,7 @@ def _start(datagram: bytes, fds: list[int], group: GroupFiles) -> int:
         fd = fds.pop(0)
         packed = os.pread(fd, os.fstat(fd).st_size, 0)
         os.close(fd)
-    order = wire.Order(*wire.unpack(packed))
+    order = wire.Order.unpacked(packed)
     _write_files(order.files)
     if order.memory_bytes and group.memory_limit >= 0:
         os.write(group.memory_limit, b"%d" % order.memory_bytes)
@@ -147,11 +147,10 @@ def _kill_tree(*_: object) -> None:
 def _ended(wait_status: int, group: GroupFiles) -> bytes:
     """Return the message that tells the end, with what the program and all it started have used."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    ended = wire.Ended(
+    return wire.Ended(
         wait_status,
         int(used.ru_utime * 1e9),
         int(used.ru_stime * 1e9),
         int(os.pread(group.peak_memory, 64, 0)) if group.peak_memory >= 0 else used.ru_maxrss * 1024,
         parse_field(os.pread(group.events, 4096, 0), b"oom_kill") if group.events >= 0 else 0,
-    )
-    return wire.pack("ended", *ended)
+    ).packed()

@@ -26,6 +26,7 @@ _STAGES: Final = ("/tmp", "/run", "/mnt", "/var")
 _SYSTEM: Final = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 _DEVICES: Final = ("null", "zero", "full", "random", "urandom")
 _COPIED: Final = ("/etc/ld.so.cache", "/etc/os-release")
+_PROC_FLAGS: Final = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
 _READ_ONLY: Final = linux.MOUNT_ATTR_RDONLY | linux.MOUNT_ATTR_NOSUID
 
 BOX_UID: Final = 1000
@@ -42,7 +43,10 @@ _ETC: Final = {
 
 
 def enter_own_root(prefixes: Sequence[str], starters: Sequence[tuple[str, bytes]]) -> None:
-    """Move the calling keeper, already in its own mount namespace, to a root that holds /proc and the image alone."""
+    """Move the calling keeper, already in its own mount namespace, to a root that holds /proc and the image alone.
+
+    `starters` are (name, content) of the files to show in `wire.STARTERS`, all of them executable.
+    """
     linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
     stage = next(path for path in _STAGES if os.path.isdir(path))
     linux.mount("keeper", stage, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "size=16m,mode=755")
@@ -94,6 +98,7 @@ def _build_image(prefixes: Sequence[str], starters: Sequence[tuple[str, bytes]])
         _bind_folder("/etc/alternatives")
     for name, content in starters:
         _write(f"{wire.STARTERS[1:]}/{name}", content)
+        os.chmod(f"{_IMAGE}{wire.STARTERS}/{name}", 0o555)  # noqa: S103 - nobody may write, here least of all
     linux.set_mount_attributes(_IMAGE, _READ_ONLY)
 
 
@@ -109,23 +114,38 @@ def _write(path: str, content: bytes) -> None:
         file.write(content)
 
 
+def enter_image() -> None:
+    """Move the calling nursery, in fresh namespaces, to the image, with a /proc of its own pid namespace.
+
+    Where the kernel refuses a fresh /proc, as in a container whose own is masked, it stays an empty folder, and no box
+    can be made that way.
+    """
+    # A mount that came with the namespace is locked in its place; only a new bind of it can become the root.
+    linux.mount(_IMAGE, _IMAGE, None, linux.MS_BIND | linux.MS_REC)
+    linux.mount("proc", f"{_IMAGE}/proc", "proc", _PROC_FLAGS)
+    _pivot_to_image()
+
+
 def enter_box(disk_bytes: int, inodes: int) -> None:
     """Move the calling box, in fresh namespaces, to the image with its own work directory, /tmp and /proc.
 
     Ends in the work directory.  /proc stays an empty read-only folder where the kernel refuses a fresh one, as in
     a container whose own /proc is masked.
     """
-    # A mount that came with the namespace is locked in its place; only a new bind of it can become the root.
-    linux.mount(_IMAGE, _IMAGE, None, linux.MS_BIND | linux.MS_REC)
+    linux.mount(_IMAGE, _IMAGE, None, linux.MS_BIND | linux.MS_REC)  # as above
     work = _IMAGE + WORK_DIRECTORY
     options = f"size={disk_bytes},nr_inodes={inodes},mode=700"
     linux.mount("box", work, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, options)
     os.mkdir(f"{work}/{TEMPORARY}", 0o700)
     linux.mount(f"{work}/{TEMPORARY}", f"{_IMAGE}/tmp", None, linux.MS_BIND)
-    proc_flags = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
     with contextlib.suppress(PermissionError):
-        linux.mount("proc", f"{_IMAGE}/proc", "proc", proc_flags, "hidepid=2,subset=pid")
+        linux.mount("proc", f"{_IMAGE}/proc", "proc", _PROC_FLAGS, "hidepid=2,subset=pid")
+    _pivot_to_image()
+    os.chdir(WORK_DIRECTORY)
+
+
+def _pivot_to_image() -> None:
     os.chdir(_IMAGE)
     linux.pivot_root(".", ".")
     linux.unmount(".")
-    os.chdir(WORK_DIRECTORY)
+    os.chdir("/")

@@ -15,8 +15,6 @@ empty before the death of its pid 1 shows.  Signals that a service manager sends
 service decides when its runs end.
 """
 
-import contextlib
-import errno
 import gc
 import os
 import platform
@@ -27,16 +25,20 @@ import socket
 import time
 import traceback
 from collections import deque
-from typing import Any, Final, NoReturn
+from collections.abc import Callable
+from typing import Final, NoReturn
 
 from . import cgroups, linux, rootfs, seccomp, watchdog, wire
-from .box import DEATH_SIGNAL, Box, Confinement, make_box
+from .box import DEATH_SIGNAL, Box, Confinement
+from .forking import HOST_UIDS, ForkingMaker
+from .nursery import SlotMaker, open_nursery
 
 _MAKING_AT_ONCE: Final = os.cpu_count() or 1
 _HOST_UID_RANGES: Final = (1_900_000_000, 60_000, 30_000)
 """First uids of the ranges to take box uids from, under root; the first that this user namespace maps."""
-_HOST_UIDS: Final = 4000
 _CPU_CHECK_S: Final = 0.01
+_CPU_OF_OURS_NS: Final = 1_000_000
+"""What our own processes may have used on the account of a box; nobody is to be stopped too early for it."""
 _KERNEL: Final = (5, 12)
 
 
@@ -71,92 +73,103 @@ def main(control_fd: int, lock_fd: int) -> NoReturn:
 
 
 class Keeper:
-    """Owns every box from its clone to its burial."""
+    """Owns every box from its making to its burial."""
 
     def __init__(self, control: socket.socket, lock_fd: int, opening: wire.Opening) -> None:
         self._control = control
-        self._opening = opening
         _check_machine()
         self._hierarchy, finding = _open_cgroups(opening.instance, lock_fd)
         first_host_uid = _enter_namespaces()
+        seccomp_filter = seccomp.assemble(linux.MACHINE)
         try:
-            rootfs.enter_own_root(opening.prefixes, opening.starters)
+            rootfs.enter_own_root(opening.prefixes, (*opening.starters, *_native_files(opening.native, seccomp_filter)))
         except OSError as error:
             raise Refused(f"cannot prepare the sandbox's file system: {error}", _MOUNT_FIX) from error
-        self._confinement = Confinement(
-            seccomp_filter=seccomp.assemble(linux.MACHINE),
-            lock_fd=lock_fd,
-            first_host_uid=first_host_uid,
-            share_work_directory=self._hierarchy is None,
-        )
         self._epoll = select.epoll()
-        self._epoll.register(control, select.EPOLLIN)
-        self._service_pid = os.getppid()
-        self._signalled_fd = _wake_on(DEATH_SIGNAL)
-        self._epoll.register(self._signalled_fd, select.EPOLLIN)
-        self._box_of: dict[int, Box] = {}
-        """Box of each descriptor in the epoll set."""
-        self._boxes: dict[int, Box] = {}
-        self._to_make: deque[tuple[int, int]] = deque()
+        self._on_readable: dict[int, Callable[[], None]] = {}
+        self._armed: dict[int, Box] = {}
+        self._to_make: deque[wire.Shape] = deque()
         self._making = 0
         self._last_number = 0
-        self._free_slots: list[int] = []
         self._sampled: set[Box] = set()
         self._dead_groups: list[cgroups.Group] = []
+        self._served = True
+        self._service_pid = os.getppid()
+        self._signalled_fd = _wake_on(DEATH_SIGNAL)
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        common = {
+            "hierarchy": self._hierarchy,
+            "memory_bytes": opening.memory_bytes,
+            "processes": opening.processes,
+            "listen": self._listen,
+            "forget": self._forget,
+            "on_armed": self._on_armed,
+            "on_unarmed": self._on_unarmed,
+            "on_dead": self._on_dead,
+            "discard": self._dead_groups.append,
+        }
+        self._nursery_pid = 0
+        self._maker: SlotMaker | ForkingMaker
+        native = opening.native != ""
+        if native:
+            uids = None if first_host_uid is None else (first_host_uid, HOST_UIDS)
+            try:
+                self._nursery_pid, nursery = open_nursery(lock_fd, uids)
+            except OSError as error:
+                native, finding = False, finding or str(error)
+            else:
+                self._listen(nursery.fileno(), self._on_nursery_lost)
+                zygotes = {name: _exec_texts(command, env) for name, command, env in opening.zygotes}
+                self._maker = SlotMaker(nursery=nursery, zygotes=zygotes, uids=uids[1] if uids else 1, **common)
+        if not native:
+            confinement = Confinement(
+                seccomp_filter=seccomp_filter,
+                lock_fd=lock_fd,
+                first_host_uid=first_host_uid,
+                share_work_directory=self._hierarchy is None,
+            )
+            self._maker = ForkingMaker(confinement=confinement, **common)
+        self._listen(control.fileno(), self._obey)
+        self._listen(self._signalled_fd, self._on_signal)
         # A collection in a box would touch every object, and so copy every page that is shared with the keeper.
         gc.collect()
         gc.freeze()
         gc.disable()
         mode = "none" if self._hierarchy is None else self._hierarchy.version
-        self._send("open", *wire.Opened(mode, finding))
+        self._send("open", *wire.Opened(mode, native, finding))
 
     def run(self) -> None:
         """Serve until the service is gone; then kill what runs and clean up."""
         try:
-            while self._turn():
-                pass
+            while self._served:
+                self._turn()
         finally:
             self._bury_all()
 
-    def _turn(self) -> bool:
-        """Wait for the next events and handle them; false when the service is gone."""
+    def _turn(self) -> None:
+        """Wait for the next events and handle them."""
         able_to_make = bool(self._to_make) and self._making < _MAKING_AT_ONCE
-        pause_s = 0.0 if able_to_make else self._pause_s()
-        for fd, _ in self._epoll.poll(pause_s):
-            if fd == self._control.fileno():
-                if not self._obey():
-                    return False
-            elif fd == self._signalled_fd:
-                os.read(fd, 64)
-                if os.getppid() != self._service_pid:
-                    return False
-            elif (box := self._box_of.get(fd)) is not None:
-                if fd == box.pidfd:
-                    self._bury(box)
-                elif box.group is not None and fd == box.group.oom_eventfd:
-                    self._kill(box, "oom")
-                    self._forget(fd)
-                else:
-                    self._hear(box)
+        for fd, _ in self._epoll.poll(0.0 if able_to_make else self._pause_s()):
+            if fd in self._on_readable:
+                self._on_readable[fd]()
         if self._to_make and self._making < _MAKING_AT_ONCE:
             self._make(self._to_make.popleft())
         if self._sampled:
             self._sample()
         if self._dead_groups:
-            self._dead_groups = [group for group in self._dead_groups if not group.remove()]
-        return True
+            self._dead_groups[:] = [group for group in self._dead_groups if not group.remove()]
 
-    def _obey(self) -> bool:
+    def _obey(self) -> None:
         datagram = self._control.recv(wire.DATAGRAM_BYTES)
         if not datagram:
-            return False
+            self._served = False
+            return
         kind, *fields = wire.unpack(datagram)
         if kind == "arm":
-            self._to_make.append((fields[0], fields[1]))
-            return True
-        box = self._boxes.get(fields[0])
+            self._to_make.append(wire.Shape(*fields))
+            return
+        box = self._armed.get(fields[0])
         if box is not None and kind == "bound":
             box.memory_limit_bytes = fields[1]
             self._sampled.add(box)
@@ -164,62 +177,33 @@ class Keeper:
             box.cpu_limit_ns = fields[1]
             box.cpu_check_due_s = 0.0
             self._sampled.add(box)
-        return True
+
+    def _on_signal(self) -> None:
+        os.read(self._signalled_fd, 64)
+        self._served = os.getppid() == self._service_pid
+
+    def _on_nursery_lost(self) -> None:
+        raise RuntimeError("the nursery was killed")
 
     # Making
 
-    def _make(self, shape: tuple[int, int]) -> None:
+    def _make(self, shape: wire.Shape) -> None:
         self._last_number += 1
-        number = self._last_number
-        group = None if self._hierarchy is None else self._hierarchy.group(f"box-{number}")
-        slot = self._free_slots.pop() if self._free_slots else len(self._boxes)
-        try:
-            if slot >= _HOST_UIDS:
-                raise OSError(errno.EAGAIN, f"{_HOST_UIDS} boxes live already")
-            if group is not None:
-                group.make(self._opening.memory_bytes, self._opening.processes)
-                group.listen_for_oom()
-            box = make_box(number, shape, slot, group, self._confinement)
-        except OSError as error:
-            self._free_slots.append(slot)
-            if group is not None:
-                self._dead_groups.append(group)
-            self._send("unarmed", *shape, f"cannot make a box: {error}")
-            return
         self._making += 1
-        self._boxes[number] = box
-        self._listen(box.channel.fileno(), box)
-        self._listen(box.pidfd, box)
-        if group is not None:
-            if group.oom_eventfd >= 0:
-                self._listen(group.oom_eventfd, box)
-            try:
-                group.attach(box.pid)
-            except OSError as error:
-                self._kill(box, f"cannot enter its cgroup: {error}")
-
-    def _hear(self, box: Box) -> None:
-        """Take what a box in the making tells: that it is armed, or why it cannot be."""
         try:
-            datagram, fds, _, _ = socket.recv_fds(box.channel, wire.DATAGRAM_BYTES, 1)
-        except ConnectionResetError:
-            datagram, fds = b"", []
-        told: tuple[Any, ...] = wire.unpack(datagram) if datagram else ("failed", "it died")
-        if fds:
-            box.work_directory_fd = fds[0]
-        self._forget(box.channel.fileno())
+            self._maker.make(self._last_number, shape)
+        except OSError as error:
+            self._on_unarmed(shape, f"cannot make a box: {error}")
+
+    def _on_armed(self, box: Box, fds: list[int]) -> None:
+        """Hand a box over to the service: order channel, outputs, and a copy of its pidfd."""
         self._making -= 1
-        if told[0] == "armed" and not box.kill_reason:
-            box.armed = True
-            box.arming_cpu_ns = (told[1], told[2])
-            handed = [box.channel.fileno(), *box.output_fds, box.pidfd]
-            self._send("armed", *box.shape, box.number, fds=handed)
-        else:
-            self._send("unarmed", *box.shape, f"a box failed: {box.kill_reason or told[1]}")
-            self._kill(box, "unarmed")
-        box.channel.close()
-        for fd in box.output_fds:
-            os.close(fd)
+        self._armed[box.number] = box
+        self._send("armed", *box.shape, box.number, fds=fds)
+
+    def _on_unarmed(self, shape: wire.Shape, what: str) -> None:
+        self._making -= 1
+        self._send("unarmed", *shape, what)
 
     # Bounding
 
@@ -243,49 +227,31 @@ class Keeper:
                 continue  # it dies just now
 
     def _sample_one(self, box: Box, now_s: float) -> None:
-        pids = watchdog.tree(box.pid) if box.group is None else []
+        pids = watchdog.tree(box.pid()) if box.group is None else []
         if box.memory_limit_bytes:
             held_bytes = watchdog.memory_bytes(pids[1:], box.work_directory_fd, box.memory_limit_bytes)
             box.peak_memory_bytes = max(box.peak_memory_bytes, held_bytes)
             if held_bytes > box.memory_limit_bytes:
                 box.cpu_ns = watchdog.cpu_ns(pids)
-                self._kill(box, "memory")
+                box.kill("memory")
         if box.cpu_limit_ns and now_s >= box.cpu_check_due_s:
             box.cpu_ns = box.group.cpu_ns() if box.group else watchdog.cpu_ns(pids)
             left_ns = box.cpu_limit_ns - (sum(box.cpu_ns) - sum(box.arming_cpu_ns))
-            if left_ns <= 0:
-                self._kill(box, "cpu")
+            if left_ns <= -_CPU_OF_OURS_NS:
+                box.kill("cpu")
             # All processors together cannot spend what is left any sooner.
             box.cpu_check_due_s = now_s + max(_CPU_CHECK_S, left_ns / 1e9 / (os.cpu_count() or 1))
 
-    def _kill(self, box: Box, reason: str) -> None:
-        box.kill_reason = box.kill_reason or reason
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(box.pidfd, signal.SIGKILL)
-
     # Burying
 
-    def _bury(self, box: Box) -> None:
-        """Reap a dead box and remove what was its; tell its end unless it has told it itself."""
-        if not box.armed and box.channel.fileno() >= 0:
-            self._hear(box)
-        _, status = os.waitpid(box.pid, 0)
-        self._forget(box.pidfd)
+    def _on_dead(self, box: Box, status: int) -> None:
+        """Forget a box of which nothing is left; tell its end unless it has told it itself."""
         os.close(box.pidfd)
         if box.work_directory_fd >= 0:
             os.close(box.work_directory_fd)
         self._sampled.discard(box)
-        del self._boxes[box.number]
-        self._free_slots.append(box.uid_slot)
-        if box.group is not None:
-            if status != 0:
-                box.peak_memory_bytes = box.group.peak_memory_bytes()
-                box.cpu_ns = box.group.cpu_ns()
-                if box.group.oom_kills():
-                    box.kill_reason = "oom"
-            self._forget(box.group.oom_eventfd)
-            self._dead_groups.append(box.group)
-        if status != 0 and box.armed:
+        del self._armed[box.number]
+        if status != 0:
             user_ns, system_ns = (
                 max(0, all_ns - arming_ns) for all_ns, arming_ns in zip(box.cpu_ns, box.arming_cpu_ns, strict=True)
             )
@@ -294,12 +260,11 @@ class Keeper:
 
     def _bury_all(self) -> None:
         """Kill every box, wait until each is gone, and remove the cgroups.  The service hears nothing of it."""
-        boxes = list(self._boxes.values())
-        for box in boxes:
-            self._kill(box, "closed")
-        for box in boxes:
-            os.waitpid(box.pid, 0)
-        groups = [box.group for box in boxes if box.group is not None] + self._dead_groups
+        self._maker.close()
+        if self._nursery_pid:
+            os.kill(self._nursery_pid, signal.SIGKILL)
+            os.waitpid(self._nursery_pid, 0)
+        groups = self._maker.groups() + self._dead_groups
         deadline_s = time.monotonic() + 1.0
         while groups := [group for group in groups if not group.remove()]:
             if time.monotonic() > deadline_s:
@@ -308,16 +273,32 @@ class Keeper:
         if self._hierarchy is not None:
             self._hierarchy.remove()
 
-    def _listen(self, fd: int, box: Box) -> None:
+    def _listen(self, fd: int, on_readable: Callable[[], None]) -> None:
         self._epoll.register(fd, select.EPOLLIN)
-        self._box_of[fd] = box
+        self._on_readable[fd] = on_readable
 
     def _forget(self, fd: int) -> None:
-        if self._box_of.pop(fd, None) is not None:
+        if self._on_readable.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
     def _send(self, *message: object, fds: list[int] | None = None) -> None:
         socket.send_fds(self._control, [wire.pack(*message)], fds or [])
+
+
+def _exec_texts(command: tuple[str, ...], environment: dict[bytes, bytes]) -> bytes:
+    """Return arguments and environment as native/confine.h has them."""
+    variables = [name + b"=" + value for name, value in environment.items()]
+    return b"".join(text + b"\0" for text in (*(text.encode() for text in command), b"", *variables))
+
+
+def _native_files(folder: str, seccomp_filter: bytes) -> list[tuple[str, bytes]]:
+    if not folder:
+        return []
+    files = [("filter.bpf", seccomp_filter)]
+    for name in os.listdir(folder):
+        with open(f"{folder}/{name}", "rb") as file:
+            files.append((name, file.read()))
+    return files
 
 
 _USERNS_FIX: Final = (
@@ -396,9 +377,9 @@ def _first_host_uid() -> int:
         with open(f"/proc/self/{kind}_map") as file:
             maps.append([tuple(int(number) for number in line.split()) for line in file])
     for first in _HOST_UID_RANGES:
-        if all(any(inner <= first and first + _HOST_UIDS <= inner + n for inner, _, n in map_) for map_ in maps):
+        if all(any(inner <= first and first + HOST_UIDS <= inner + n for inner, _, n in map_) for map_ in maps):
             return first
     raise Refused(
         "root's user namespace maps no uids to run programs as",
-        f"map {_HOST_UIDS} subordinate uids and gids from {_HOST_UID_RANGES[-1]}, or run as an ordinary user",
+        f"map {HOST_UIDS} subordinate uids and gids from {_HOST_UID_RANGES[-1]}, or run as an ordinary user",
     )

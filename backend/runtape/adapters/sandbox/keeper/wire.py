@@ -1,29 +1,30 @@
-"""What service, keeper and boxes say to each other; every message is one datagram of a SOCK_SEQPACKET pair.
+"""What service, keeper, slots and boxes say to each other; every message is one datagram of a SOCK_SEQPACKET pair.
 
-Both ends run the same interpreter binary and trust each other, so `marshal` is the encoding: it is the fastest
-that the standard library has and takes bytes as they are.  A confined program holds none of these sockets.
+Service and keeper run the same interpreter binary and trust each other, so `marshal` is their encoding: it is the
+fastest that the standard library has and takes bytes as they are.  What C programs take part in is packed as
+native/confine.h lays it out.  A confined program holds none of these sockets.
 
 Service to keeper:
     ("open", *Opening)                      first, once
-    ("arm", disk_bytes, inodes)             make one more box
+    ("arm", *Shape)                         make one more box
     ("bound", box, memory_bytes)            without cgroups: kill `box` when its tree holds more
     ("bound_cpu", box, cpu_ns)              kill `box` when its tree has used that much, from now on
 Keeper to service:
     ("open", *Opened)                       answer to "open"; or
     ("refused", finding, fix)               isolation cannot be had; the keeper exits
-    ("armed", disk_bytes, inodes, box)      with BOX_FDS descriptors: order channel, stdout, stderr (read ends that
+    ("armed", *Shape, box)                  with BOX_FDS descriptors: order channel, stdout, stderr (read ends that
                                             do not block), pidfd of the box
-    ("unarmed", disk_bytes, inodes, what)   one "arm" failed
+    ("unarmed", *Shape, what)               one "arm" failed
     ("reaped", box, *Reaped)                `box` died without having told its end itself; nothing of it is left
     ("crashed", traceback)                  the keeper fails and exits
 Service to box, once:
-    one flag byte, then the `Order`, in the datagram or (ORDER_IN_FD) in a memfd; descriptors: [order,] [stdin]
-Box to keeper: ("armed", cpu_user_ns, cpu_system_ns) [with its work directory], or ("failed", what)
-Box to service, once the program and all it started are dead: ("ended", *Ended), or ("failed", what) when it could
-not be started.
+    one flag byte, then the packed `Order`, in the datagram or (ORDER_IN_FD) in a memfd; descriptors: [order,] [stdin]
+Box to service: `Ended`, packed, once the program and all it started are dead; or `failed`, when it could not be
+    started.
 """
 
 import marshal
+import struct
 from typing import Any, Final, NamedTuple
 
 BOX_FDS: Final = 4
@@ -32,6 +33,16 @@ STDIN_IN_FD: Final = 2
 INLINE_BYTES: Final = 60_000
 """Greatest order in a datagram, and greatest stdin in an order: the latter must fit an empty pipe (64 KiB)."""
 DATAGRAM_BYTES: Final = 1 << 16
+
+
+class Shape(NamedTuple):
+    """What a box is made for."""
+
+    zygote: str
+    """Name of the zygote that its runner is forked from; empty for one that execs its program."""
+    disk_bytes: int
+    inodes: int
+    """Size of its work directory."""
 
 
 class Opening(NamedTuple):
@@ -43,9 +54,13 @@ class Opening(NamedTuple):
     """Folders of interpreters outside /usr, shown read-only at the same path."""
     starters: tuple[tuple[str, bytes], ...]
     """(name, content) of the files that are shown in STARTERS."""
+    native: str
+    """Folder of the programs that `native.build` made; empty where there is no compiler."""
+    zygotes: tuple[tuple[str, tuple[str, ...], dict[bytes, bytes]], ...]
+    """(name, command, environment) of each zygote; started when a box is to be forked from it."""
     memory_bytes: int
     processes: int
-    """Limits of the cgroup that a box is armed with; its order may name others.  `processes` counts pid 1 too."""
+    """Limits of the cgroup that a box is armed with; its order may name others.  `processes` counts ours too."""
 
 
 class Opened(NamedTuple):
@@ -53,8 +68,10 @@ class Opened(NamedTuple):
 
     cgroups: str
     """``v1``, ``v2`` or ``none``."""
+    native: bool
+    """Whether C programs make the boxes."""
     finding: str
-    """Why cgroups are not used; empty when they are."""
+    """Why cgroups or the C programs are not used; empty when both are."""
 
 
 class Order(NamedTuple):
@@ -69,8 +86,44 @@ class Order(NamedTuple):
     """(resource, soft, hard)."""
     memory_bytes: int
     processes: int
-    """Limits of its cgroup, where it has one; 0 leaves what it was armed with.  `processes` counts pid 1 too."""
+    """Limits of its cgroup, where it has one; 0 leaves what it was armed with.  `processes` counts ours too."""
     stdin: bytes
+
+    def packed(self) -> bytes:
+        """Return the order as a box reads it."""
+        variables = [name + b"=" + value for name, value in self.env.items()]
+        counts = len(self.files), len(self.argv), len(variables), len(self.rlimits)
+        sources = (text for path, content in self.files for text in (path.encode(), content))
+        texts = (*sources, *self.argv, *variables, self.stdin)
+        return b"".join(
+            (
+                _ORDER.pack(self.memory_bytes, self.processes, *counts),
+                *(_LIMIT.pack(*limit) for limit in self.rlimits),
+                *(b"%b%b\0" % (_LENGTH.pack(len(text)), text) for text in texts),
+            )
+        )
+
+    @classmethod
+    def unpacked(cls, data: bytes) -> "Order":
+        """Return the order that `packed` made `data` of."""
+        memory_bytes, processes, files, arguments, variables, limits = _ORDER.unpack_from(data)
+        at = _ORDER.size + limits * _LIMIT.size
+        texts = []
+        for _ in range(2 * files + arguments + variables + 1):
+            begin = at + _LENGTH.size
+            end = begin + _LENGTH.unpack_from(data, at)[0]
+            texts.append(data[begin:end])
+            at = end + 1
+        paths, contents, texts = texts[: 2 * files : 2], texts[1 : 2 * files : 2], texts[2 * files :]
+        return cls(
+            files=tuple(zip((path.decode() for path in paths), contents, strict=True)),
+            argv=tuple(texts[:arguments]),
+            env=dict(text.split(b"=", 1) for text in texts[arguments:-1]),
+            rlimits=tuple(_LIMIT.unpack_from(data, _ORDER.size + index * _LIMIT.size) for index in range(limits)),
+            memory_bytes=memory_bytes,
+            processes=processes,
+            stdin=texts[-1],
+        )
 
 
 class Ended(NamedTuple):
@@ -81,6 +134,10 @@ class Ended(NamedTuple):
     cpu_system_ns: int
     peak_memory_bytes: int
     oom_kills: int
+
+    def packed(self) -> bytes:
+        """Return the message of a box that tells this."""
+        return _ENDED.pack(_KIND_ENDED, *self)
 
 
 class Reaped(NamedTuple):
@@ -95,6 +152,27 @@ class Reaped(NamedTuple):
 
 STARTERS: Final = "/runtape"
 """Folder inside a box with the files that start an interpreter."""
+
+
+_ORDER: Final = struct.Struct("=QQIIII")
+_LIMIT: Final = struct.Struct("=QQQ")
+_LENGTH: Final = struct.Struct("=I")
+_ENDED: Final = struct.Struct("=IiQQQQ")
+_FAILED: Final = struct.Struct("=II")
+_KIND_ENDED: Final = ord("e")
+_KIND_FAILED: Final = ord("f")
+
+
+def failed(what: str) -> bytes:
+    """Return the message of a box that its program could not be started."""
+    return _FAILED.pack(_KIND_FAILED, 0) + what.encode(errors="replace")
+
+
+def told(datagram: bytes) -> Ended | str:
+    """Return how a program ended, or why it could not be started."""
+    if datagram[0] == _KIND_ENDED:
+        return Ended(*_ENDED.unpack(datagram)[1:])
+    return datagram[_FAILED.size :].decode(errors="replace")
 
 
 def pack(*message: Any) -> bytes:

@@ -1,0 +1,95 @@
+#define _GNU_SOURCE
+#include "confine.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/capability.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+static struct sock_filter filter[4096]; /* BPF_MAXINSNS */
+static unsigned short filter_length;
+
+int load_filter(void) {
+    int fd = open(FILTER_PATH, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return -1;
+    ssize_t size = read(fd, filter, sizeof filter);
+    close(fd);
+    if (size <= 0 || size % sizeof *filter) {
+        errno = EINVAL;
+        return -1;
+    }
+    filter_length = size / sizeof *filter;
+    return 0;
+}
+
+int confine(bool dumpable) {
+    for (int capability = 0; capability < 64; capability++)
+        if (prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) < 0) {
+            if (errno != EINVAL || capability == 0) return -1;
+            break; /* the kernel knows none beyond */
+        }
+    struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+    struct __user_cap_data_struct none[_LINUX_CAPABILITY_U32S_3] = {0}; /* empties the ambient set too */
+    if (syscall(SYS_capset, &header, none) < 0) return -1;
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0) return -1;
+    if (prctl(PR_SET_DUMPABLE, dumpable, 0, 0, 0) < 0) return -1;
+    struct sock_fprog program = {.len = filter_length, .filter = filter};
+    return syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program);
+}
+
+ssize_t receive(int socket, void *buffer, size_t size, int *fds, int *count) {
+    union {
+        struct cmsghdr align;
+        char bytes[CMSG_SPACE(MESSAGE_FDS * sizeof(int))];
+    } control;
+    struct iovec piece = {buffer, size};
+    struct msghdr message = {
+        .msg_iov = &piece, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
+    ssize_t length;
+    do length = recvmsg(socket, &message, MSG_CMSG_CLOEXEC);
+    while (length < 0 && errno == EINTR);
+    *count = 0;
+    if (length < 0) return errno == ECONNRESET ? 0 : -1;
+    struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+    if (header != NULL && header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS) {
+        *count = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+        memcpy(fds, CMSG_DATA(header), *count * sizeof(int));
+    }
+    return length;
+}
+
+int send_with(int socket, const void *buffer, size_t size, const int *fds, int count) {
+    union {
+        struct cmsghdr align;
+        char bytes[CMSG_SPACE(MESSAGE_FDS * sizeof(int))];
+    } control;
+    struct iovec piece = {(void *)buffer, size};
+    struct msghdr message = {.msg_iov = &piece, .msg_iovlen = 1};
+    if (count > 0) {
+        message.msg_control = &control;
+        message.msg_controllen = CMSG_SPACE(count * sizeof(int));
+        struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+        header->cmsg_level = SOL_SOCKET;
+        header->cmsg_type = SCM_RIGHTS;
+        header->cmsg_len = CMSG_LEN(count * sizeof(int));
+        memcpy(CMSG_DATA(header), fds, count * sizeof(int));
+    }
+    ssize_t sent;
+    do sent = sendmsg(socket, &message, MSG_NOSIGNAL);
+    while (sent < 0 && errno == EINTR);
+    return sent < 0 ? -1 : 0;
+}
+
+void usage_of(int who, uint64_t *user_ns, uint64_t *system_ns) {
+    struct rusage used;
+    getrusage(who, &used);
+    *user_ns = used.ru_utime.tv_sec * 1000000000ull + used.ru_utime.tv_usec * 1000ull;
+    *system_ns = used.ru_stime.tv_sec * 1000000000ull + used.ru_stime.tv_usec * 1000ull;
+}
