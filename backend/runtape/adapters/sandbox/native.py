@@ -19,7 +19,7 @@ log = structlog.get_logger(__name__)
 
 _SOURCES: Final = Path(__file__).parent / "native"
 _FLAGS: Final = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-fstack-protector-strong", "-D_FORTIFY_SOURCE=2")
-_LIBRARY_SOURCES: Final = ("zygote.c", "confine.c")
+_LIBRARY_SOURCES: Final = ("zygote.c", "runner.c", "confine.c")
 _TIMEOUT_S: Final = 60.0
 
 
@@ -53,8 +53,9 @@ def built(data_dir: Path) -> Path | None:
                 if not (home / name).is_dir():  # somebody else has built the same
                     raise
     except (OSError, subprocess.SubprocessError) as error:
-        said = getattr(error, "stderr", None) or str(error)
-        log.warning("sandbox.build_failed", compiler=command, reason=said)
+        lines = (getattr(error, "stderr", None) or str(error)).splitlines()
+        reason = next((line for line in lines if "error" in line), lines[-1])
+        log.warning("sandbox.build_failed", compiler=command, reason=reason)
         return None
     return home / name
 

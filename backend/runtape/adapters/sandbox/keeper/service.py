@@ -37,8 +37,8 @@ _MAKING_AT_ONCE: Final = os.cpu_count() or 1
 _HOST_UID_RANGES: Final = (1_900_000_000, 60_000, 30_000)
 """First uids of the ranges to take box uids from, under root; the first that this user namespace maps."""
 _CPU_CHECK_S: Final = 0.01
-_CPU_OF_OURS_NS: Final = 1_000_000
-"""What our own processes may have used on the account of a box; nobody is to be stopped too early for it."""
+_CPU_OF_OURS_NS: Final = 5_000_000
+"""What our own processes may use on the account of a box; nobody is to be stopped too early for it."""
 _KERNEL: Final = (5, 12)
 
 

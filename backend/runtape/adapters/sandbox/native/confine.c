@@ -6,6 +6,8 @@
 #include <linux/capability.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -87,9 +89,53 @@ int send_with(int socket, const void *buffer, size_t size, const int *fds, int c
     return sent < 0 ? -1 : 0;
 }
 
+void tell_failure(int socket, uint32_t box, const char *step) {
+    char told[200];
+    struct failed head = {'f', box};
+    memcpy(told, &head, sizeof head);
+    int length = snprintf(told + sizeof head, sizeof told - sizeof head, "%s: %s", step, strerror(errno));
+    send_with(socket, told, sizeof head + length, NULL, 0);
+}
+
+void close_if(int *fd) {
+    if (*fd >= 0) close(*fd);
+    *fd = -1;
+}
+
+uint64_t number_in(int fd) {
+    char text[32] = "";
+    return fd >= 0 && pread(fd, text, sizeof text - 1, 0) > 0 ? strtoull(text, NULL, 10) : 0;
+}
+
+uint64_t field_in(int fd, const char *name) {
+    char text[4096], wanted[32];
+    ssize_t length = fd >= 0 ? pread(fd, text, sizeof text - 1, 0) : -1;
+    if (length <= 0) return 0;
+    text[length] = 0;
+    size_t size = snprintf(wanted, sizeof wanted, "%s ", name);
+    for (char *line = text; line != NULL; line = strchr(line, '\n')) {
+        line += *line == '\n';
+        if (strncmp(line, wanted, size) == 0) return strtoull(line + size, NULL, 10);
+    }
+    return 0;
+}
+
+int write_number(int fd, uint64_t number) {
+    char text[24];
+    int length = snprintf(text, sizeof text, "%llu", (unsigned long long)number);
+    return fd < 0 || pwrite(fd, text, length, 0) == length ? 0 : -1;
+}
+
 void usage_of(int who, uint64_t *user_ns, uint64_t *system_ns) {
     struct rusage used;
     getrusage(who, &used);
     *user_ns = used.ru_utime.tv_sec * 1000000000ull + used.ru_utime.tv_usec * 1000ull;
     *system_ns = used.ru_stime.tv_sec * 1000000000ull + used.ru_stime.tv_usec * 1000ull;
+}
+
+int tell_ready(int sync) {
+    if (sync < 0) return 0;
+    struct ready ready = {.kind = 'r', .pid = getpid()};
+    usage_of(RUSAGE_SELF, &ready.user_ns, &ready.system_ns);
+    return write(sync, &ready, sizeof ready) == sizeof ready ? 0 : -1;
 }

@@ -82,7 +82,7 @@ struct fork_runner {
 };
 enum runner_fds { RUNNER_PIDFD, RUNNER_CHANNEL, RUNNER_STDOUT, RUNNER_STDERR, RUNNER_SYNC, RUNNER_GROUP };
 
-/* Runner to pid 1, when it is armed; pid 1 to slot. */
+/* Runner to pid 1, when it is armed, and pid 1 to slot; and again when it has its order, from which on usage counts. */
 struct ready {
     uint32_t kind; /* 'r' */
     int32_t pid;   /* as pid 1 sees it */
@@ -129,6 +129,19 @@ int confine(bool dumpable);
    -1 and errno; it fills `fds` and sets `*count`. */
 ssize_t receive(int socket, void *buffer, size_t size, int *fds, int *count);
 int send_with(int socket, const void *buffer, size_t size, const int *fds, int count);
+
+void tell_failure(int socket, uint32_t box, const char *step); /* with the words of errno */
+
+void close_if(int *fd);
+
+/* Files of cgroups and of /proc: one read or write from the start.  What cannot be read counts as 0, and a write to
+   what is not there (-1) succeeds. */
+uint64_t number_in(int fd);
+uint64_t field_in(int fd, const char *name);
+int write_number(int fd, uint64_t number);
+
+/* Tell pid 1 at the other end of `sync`, if there is one, what this runner has used so far. */
+int tell_ready(int sync);
 
 void usage_of(int who, uint64_t *user_ns, uint64_t *system_ns);
 

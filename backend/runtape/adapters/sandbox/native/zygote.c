@@ -17,9 +17,11 @@
 
 #define _GNU_SOURCE
 #include "confine.h"
+#include "runner.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <sched.h>
 #include <stdio.h>
 #include <string.h>
@@ -122,11 +124,27 @@ int zygote_serve(int socket) {
     }
 }
 
-/* Tell pid 1 that this runner waits for its order. */
-int runner_armed(void) {
-    struct ready ready = {.kind = 'r', .pid = getpid()};
-    usage_of(RUSAGE_SELF, &ready.user_ns, &ready.system_ns);
-    ssize_t written = write(SYNC, &ready, sizeof ready);
-    close(SYNC);
-    return written == sizeof ready ? 0 : -1;
+/* The rest is called by runners alone. */
+
+static const struct runner self = {CHANNEL, MEMORY_LIMIT, PROCESSES, SYNC};
+static struct program program;
+
+/* Tell pid 1 that this runner waits for its order; then return whether that comes within `timeout_ms`. */
+int runner_armed(int timeout_ms) {
+    if (tell_ready(SYNC) < 0) _exit(1);
+    struct pollfd order = {CHANNEL, POLLIN, 0};
+    return poll(&order, 1, timeout_ms) > 0;
 }
+
+/* Take the order and carry it out as far as the program itself.  Returns whether there is something to run; if not,
+   the service has been told. */
+int runner_take_order(void) {
+    const char *step = take_order(&self, &program);
+    if (step != NULL) tell_failure(CHANNEL, 0, step);
+    syscall(SYS_close_range, CHANNEL, SYNC, 0);
+    return step == NULL;
+}
+
+/* The program's arguments and environment, by index; NULL beyond the last. */
+const char *runner_argument(int index) { return program.arguments[index]; }
+const char *runner_variable(int index) { return program.variables[index]; }

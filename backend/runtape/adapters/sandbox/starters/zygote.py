@@ -5,8 +5,9 @@ joined by colons, as for ``python.py``.  Written for every version from 3.7 on.
 
 Theory of operation.  The zygote imports what programs mostly use, freezes the garbage collector, and stays in
 `zygote_serve` of LIBRARY (native/zygote.c) for good.  What returns from there is a runner: a fork in a box of its own,
-confined.  It first does everything once that a run will need (`_rehearse`), since each page that it writes to has to be
-copied; then it tells that it is armed and waits for its order.
+confined.  It tells that it is armed and waits for its order.  Every page that it writes to has to be copied first,
+about 2 us each, and Python writes wherever it looks; so when no order comes at once, it uses the time to do everything
+that a run will need (`rehearse`).
 
 What a script sees is what ``python script.py`` shows: the real ``__main__``, its own arguments and environment, no
 frame of ours in a traceback, threads joined and ``atexit`` run at the end, global objects finalised.  Only then
@@ -14,106 +15,48 @@ frame of ours in a traceback, threads joined and ``atexit`` run at the end, glob
 """
 
 _PRELOADED = """
-_strptime abc argparse ast base64 bisect calendar codecs collections collections.abc contextlib copy csv
-dataclasses datetime decimal enum fractions functools glob hashlib heapq html inspect io itertools json
-keyword linecache locale logging math numbers operator pathlib pickle platform pprint queue random re
-secrets select selectors shutil socket statistics string struct subprocess tempfile textwrap time
-tokenize traceback types typing unicodedata urllib.parse uuid warnings weakref zlib
+_strptime abc argparse ast base64 bisect calendar codecs collections collections.abc contextlib copy csv dataclasses
+datetime decimal enum fractions functools glob hashlib heapq html inspect io itertools json keyword linecache locale
+logging math numbers operator pathlib pickle platform pprint queue random re secrets select selectors shutil signal
+socket statistics string struct subprocess tempfile textwrap threading time tokenize traceback types typing unicodedata
+urllib.parse uuid warnings weakref zlib
 """
+_REHEARSAL_AFTER_MS = 5
 
 
 def _main():
     import _sitebuiltins
-    import _socket
     import atexit
     import builtins
     import contextlib
     import ctypes
     import gc
     import os
-    import resource
-    import signal
     import sys
-    import threading
 
+    # What modules want done in a forked child is for children of programs.  In a runner it is void, the zygote having
+    # one thread and holding no lock, and looking after each lock costs 0.4 ms.  But every runner draws its own numbers.
+    hooks = []
+    register_at_fork, os.register_at_fork = os.register_at_fork, lambda **hook: hooks.append(hook)
     for name in _PRELOADED.split():
         with contextlib.suppress(ImportError):  # built without it, or of another version
             __import__(name)
+    os.register_at_fork = register_at_fork
+    random, signal, threading = (sys.modules[name] for name in ("random", "signal", "threading"))
     builtins.exit = _sitebuiltins.Quitter("exit", "Ctrl-D (i.e. EOF)")
     builtins.quit = _sitebuiltins.Quitter("quit", "Ctrl-D (i.e. EOF)")
     builtins.help = _sitebuiltins._Helper()
 
     library = ctypes.PyDLL(sys.argv[1])
-    channel_fd, memory_limit_fd, processes_fd = 3, 4, 5
-    order_in_fd, stdin_in_fd = 1, 2
+    library.runner_argument.restype = library.runner_variable.restype = ctypes.c_char_p
+    after_fork = ctypes.pythonapi.PyOS_AfterFork_Child
     sys.path[1:] += [path for path in sys.argv[2].split(":") if path]
     ours = frozenset(sys.modules)
     environment = dict(os.environb)
     main = sys.modules["__main__"].__dict__
-    for name in ("_main", "_PRELOADED"):
+    rehearsal_after_ms = _REHEARSAL_AFTER_MS
+    for name in ("_main", "_PRELOADED", "_REHEARSAL_AFTER_MS"):
         del main[name]
-    after_fork = ctypes.pythonapi.PyOS_AfterFork_Child
-
-    def texts(data, at, count):
-        found = []
-        for _ in range(count):
-            end = at + 4 + int.from_bytes(data[at : at + 4], "little")
-            found.append(data[at + 4 : end])
-            at = end + 1
-        return found, at
-
-    def receive():
-        """Return an order with the descriptor of its stdin, or -1; end this process when nothing is to be run."""
-        datagram, ancillary, _, _ = channel.recvmsg(65536, 64)
-        if not datagram:
-            os._exit(0)
-        fds = []
-        for _, _, packed in ancillary:
-            fds += [int.from_bytes(packed[at : at + 4], sys.byteorder) for at in range(0, len(packed), 4)]
-        data = datagram[1:]
-        if datagram[0] & order_in_fd:
-            data = os.pread(fds[0], os.fstat(fds[0]).st_size, 0)
-            os.close(fds.pop(0))
-        return data, fds[0] if datagram[0] & stdin_in_fd else -1
-
-    def prepare(data, stdin_fd):
-        """Do what an order asks for before its program runs; return the program's arguments."""
-        number = int.from_bytes
-        memory_bytes, processes = number(data[0:8], "little"), number(data[8:16], "little")
-        files, arguments, variables, limits = (number(data[at : at + 4], "little") for at in (16, 20, 24, 28))
-        at = 32 + 24 * limits
-        sources, at = texts(data, at, 2 * files)
-        arguments, at = texts(data, at, arguments)
-        variables, at = texts(data, at, variables)
-        (stdin,), at = texts(data, at, 1)
-        for path, content in zip(sources[::2], sources[1::2]):
-            folder = path.rpartition(b"/")[0]
-            if folder:
-                os.makedirs(folder, exist_ok=True)
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-            while content:
-                content = content[os.write(fd, content) :]
-            os.close(fd)
-        if stdin:
-            stdin_fd, write_end = os.pipe()
-            os.write(write_end, stdin)
-            os.close(write_end)
-        if stdin_fd >= 0:
-            os.dup2(stdin_fd, 0)
-            os.close(stdin_fd)
-        if memory_bytes:
-            os.write(memory_limit_fd, b"%d" % memory_bytes)
-        if processes:
-            os.write(processes_fd, b"%d" % processes)
-        for at in range(32, 32 + 24 * limits, 24):
-            kind, soft, hard = (number(data[at + 8 * i : at + 8 * i + 8], "little") for i in range(3))
-            resource.setrlimit(kind, (soft, hard))
-        wanted = dict(variable.split(b"=", 1) for variable in variables)
-        if wanted != environment:
-            for name in environment.keys() - wanted.keys():
-                del os.environb[name]
-            os.environb.update(wanted)
-        return [os.fsdecode(argument) for argument in arguments]
 
     def run(script):
         """Run the script in `__main__`; return its exit status, or the negative number of the signal to die of."""
@@ -155,7 +98,7 @@ def _main():
     def finish(status):
         """Take the steps of an interpreter that ends, in its order, and end."""
         try:
-            threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]  # every version has it
+            threading._shutdown()
         except BaseException as error:
             sys.excepthook(type(error), error, error.__traceback__)
         atexit._run_exitfuncs()
@@ -183,57 +126,67 @@ def _main():
                     names[name] = None
 
     def rehearse():
-        """Run a script to nowhere.  Each page that this writes to would else be copied while somebody waits."""
-        name = b"rehearsal.py"
-        source = b"def f(x): return x + 1\nprint([f(i) for i in range(3)], {1: 2}, f'{3:>4}')\n"
-        variables = [name_ + b"=" + value for name_, value in environment.items()]
-        order = b"\0" * 16 + b"".join(n.to_bytes(4, "little") for n in (1, 1, len(variables), 0))
-        for text in (name, source, name, *variables, b""):
-            order += len(text).to_bytes(4, "little") + text + b"\0"
+        """Run a script to nowhere."""
+        script = "rehearsal.py"
+        with open(script, "w") as file:
+            file.write("def f(x): return x + 1\nprint([f(i) for i in range(3)], {1: 2}, f'{3:>4}')\n")
         out, err = os.dup(1), os.dup(2)
         os.dup2(0, 1)
         os.dup2(0, 2)
         before = dict(main)
-        sys.argv = prepare(order, -1)
-        run(sys.argv[0])
+        run(script)
         flush(sys.stdout)
         clear(main)
         gc.collect()
         main.clear()
         main.update(before)
-        os.unlink(name)
+        os.unlink(script)
         for fd, copy in ((1, out), (2, err)):
             os.dup2(copy, fd)
             os.close(copy)
 
+    def texts(text_at):
+        found = []
+        text = text_at(0)
+        while text is not None:
+            found.append(text)
+            text = text_at(len(found))
+        return found
+
+    def take_order():
+        """Return whether there is a script to run, with arguments and environment as the order has them."""
+        if not library.runner_take_order():
+            return False
+        sys.argv = [os.fsdecode(text) for text in texts(library.runner_argument)]
+        sys.path[0] = sys.argv[0].rpartition("/")[0]
+        wanted = dict(text.split(b"=", 1) for text in texts(library.runner_variable))
+        if wanted != environment:
+            for name in environment.keys() - wanted.keys():
+                del os.environb[name]
+            os.environb.update(wanted)
+        return True
+
     gc.collect()
     gc.freeze()
     gc.disable()
-    channel = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET, 0, channel_fd)
     # From here on the zygote runs no Python; every line below is a runner's.
     ctypes.pythonapi.PyOS_BeforeFork()
-    if library.zygote_serve(channel_fd) != 1:
+    if library.zygote_serve(3) != 1:
         os._exit(0)
-    after_fork()
-    gc.enable()
     try:
+        after_fork()
+        gc.enable()
+        for hook in hooks:
+            register_at_fork(**hook)
+        random.seed()
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
-        rehearse()
-        library.runner_armed()
-        data, stdin_fd = receive()
-        try:
-            sys.argv = prepare(data, stdin_fd)
-        except (OSError, ValueError) as error:
-            channel.send(b"f\0\0\0\0\0\0\0" + str(error).encode("utf-8", "replace"))
+        if not library.runner_armed(rehearsal_after_ms):
+            rehearse()
+        if not take_order():
             os._exit(1)
-        channel.close()
-        for fd in (memory_limit_fd, processes_fd):
-            with contextlib.suppress(OSError):  # there may be no group
-                os.close(fd)
     except BaseException:
         os._exit(1)
-    sys.path[0] = sys.argv[0].rpartition("/")[0]
     finish(run(sys.argv[0]))
 
 
