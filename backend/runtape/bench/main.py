@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from runtape.bench import measure, plan, report
+from runtape.bench import measure, plan, report, sandbox
 from runtape.bench.bare import Bare
 from runtape.bench.errors import BenchError
 from runtape.bench.load import LoadGenerator
@@ -21,6 +21,9 @@ WRONG = 1
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; return 0 when it was measured, whatever the figures, and 1 when something was wrong."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments[:1] == ["sandbox"]:
+        return sandbox.main(arguments[1:])
     options = _parser().parse_args(arguments)
     chosen = plan.make(
         null=options.null_sandbox, quick=options.quick, runs=options.runs, slow_fsync_ms=options.slow_fsync
@@ -47,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="runtape bench",
         description="Measure the service on this machine beside the bare interpreter, with servers of its own.",
+        epilog="`runtape bench sandbox` measures the sandbox alone; it has options of its own.",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     parser.add_argument(

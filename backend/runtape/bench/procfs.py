@@ -57,6 +57,30 @@ def resident_bytes(pid: int) -> int:
     return int(found[1]) << 10 if found else 0
 
 
+def proportional_bytes(pid: int) -> int:
+    """Return the memory of a process, shared pages by their share; 0 when it is gone."""
+    try:
+        found = re.search(r"Pss:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text())
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return int(found[1]) << 10 if found else 0
+
+
+def descendants(pid: int) -> set[int]:
+    """Return all processes below `pid` as they are now."""
+    found: set[int] = set()
+    waiting = [pid]
+    while waiting:
+        try:
+            tasks = list(Path(f"/proc/{waiting.pop()}/task").iterdir())
+            below = {int(child) for task in tasks for child in (task / "children").read_text().split()}
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        waiting += below - found
+        found |= below
+    return found
+
+
 def load_average() -> float:
     """Return the load average of the last minute."""
     return round(os.getloadavg()[0], 2)

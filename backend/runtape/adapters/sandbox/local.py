@@ -213,6 +213,15 @@ class LocalSandbox:
     async def ready(self) -> None:
         await self._opened_pool().ready()
 
+    async def warmed(self, lang: str, version: str) -> None:
+        """Return when the next program of this runtime will be forked from an interpreter that has started already.
+
+        At once where programs of this runtime are exec'd.
+        """
+        runtime = self._installed.get((lang, version))
+        if runtime is not None and runtime.zygote and self._zygotes:
+            await self._opened_pool().warmed(runtime.name)
+
     async def close(self) -> None:
         if self._closed:
             return

@@ -145,6 +145,16 @@ class BoxPool:
         if not self._stock[shape]:
             self.give_back(await self.take(shape, lambda _: None))
 
+    async def warmed(self, zygote: str) -> None:
+        """Return when a box forked from `zygote` is in stock, or at once when there will be none."""
+        if self.shape(zygote, self._standard.disk_bytes, self._standard.inodes).zygote == zygote:
+            return
+        waiter = asyncio.get_running_loop().create_future()
+        with contextlib.suppress(ZygoteLost):
+            self._waiting[self._standard._replace(zygote=zygote)].append(waiter)
+            self._fill()
+            self._offer(await waiter)
+
     @property
     def armed(self) -> ArmedLimits:
         """What boxes are armed with."""

@@ -1,0 +1,83 @@
+"""What is lost with a zygote or for want of a compiler: time, and no run."""
+
+import asyncio
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from runtape.adapters.sandbox import LocalSandbox, local, native, runtimes
+from tests.sandbox.conftest import is_made
+from tests.sandbox.runs import descendants, run, start, until_printed, version_of, way_of
+
+pytestmark = pytest.mark.needs("sandbox")
+
+
+async def test_loss_of_a_zygote_costs_no_run(tmp_path: Path) -> None:
+    async with LocalSandbox(tmp_path) as sandbox:
+        await is_made(sandbox, "forked")
+        await lose_zygotes(sandbox)
+
+
+async def lose_zygotes(own_sandbox: LocalSandbox) -> None:
+    key = await start(own_sandbox, "import time; print('up', flush=True); time.sleep(0.3); print('down')")
+    await until_printed(own_sandbox, key, b"up")
+    zygotes = [pid for pid in descendants(os.getpid()) if is_zygote(pid)]
+    assert zygotes
+    for pid in zygotes:
+        os.kill(pid, signal.SIGKILL)
+    results = await asyncio.gather(*(run(own_sandbox, f"print({n})") for n in range(12)))
+    assert [result.text for result in results] == [str(n) for n in range(12)]
+    assert b"down" in b"".join([record.data async for batch in own_sandbox.records(key) for record in batch])
+    await own_sandbox.remove(key)
+    await is_made(own_sandbox, "forked")
+
+
+def is_zygote(pid: int) -> bool:
+    """Return whether a process is an interpreter that waits outside of every box."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes()
+        return b"zygote.py" in words and Path(f"/proc/{pid}/uid_map").read_text().split()[0] == "0"
+    except OSError:
+        return False
+
+
+async def test_zygote_that_cannot_start_leaves_programs_to_be_execd(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, missing = runtimes.detect()
+    broken = [replace(each, zygote=("/usr/bin/false",)) if each.zygote else each for each in found]
+    monkeypatch.setattr(local, "detect", lambda: (broken, missing))
+    async with LocalSandbox(tmp_path) as sandbox:
+        version = await version_of(sandbox, "python")
+        await sandbox.warmed("python", version)
+        results = await asyncio.gather(*(run(sandbox, f"print({n})") for n in range(6)))
+        assert [result.text for result in results] == [str(n) for n in range(6)]
+        assert await way_of(sandbox) == "execd"
+
+
+async def test_host_without_a_compiler_runs_programs_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "_digest", lambda: "of-other-sources")
+    monkeypatch.setattr(native, "compiler", lambda: None)
+    async with LocalSandbox(tmp_path) as sandbox:
+        assert await way_of(sandbox) == "in_python"
+        assert (await run(sandbox, "print(1)")).text == "1"
+
+
+async def test_sources_that_do_not_compile_are_told_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sources = tmp_path / "sources"
+    sources.mkdir()
+    for name in ("zygote.c", "runner.c", "confine.c"):
+        (sources / name).write_text("int f(void) { return missing; }\n")
+    monkeypatch.setattr(native, "_SOURCES", sources)
+    monkeypatch.setattr("sys.prefix", str(tmp_path / "prefix"))
+    data = tmp_path / "data"
+    assert native.built(data) is None
+    assert "missing" in capsys.readouterr().out
+    assert list(data.iterdir()) == []
