@@ -39,6 +39,8 @@ from runtape.domain.tape import Record
 from runtape.ports.errors import SandboxUnavailable, Transient
 from runtape.ports.pod_runtime import PodEnded, PodKey, PodSpec, Runtime
 
+from .builds import Builds
+from .compiled_pod import CompiledPod
 from .keeper import wire
 from .order import group_limits, make_order
 from .pod import CANCELLED, Pod
@@ -61,21 +63,24 @@ class LocalSandbox:
         armed_boxes: int | None = None,
         default_limits: Limits | None = None,
         lock_timeout_s: float = 10.0,
+        builds_bytes: int = 512 << 20,
     ) -> None:
         """Prepare, without touching anything yet.
 
         `data_dir` holds the lock file and names this installation.  `armed_boxes` is the number kept in stock, by
         default two per processor.  Boxes are armed for `default_limits`: a run with other `disk_mb` or `inodes`
         waits some milliseconds for one made to order.  `lock_timeout_s` is how long to wait for the programs of an
-        earlier service on this data folder to be dead.
+        earlier service on this data folder to be dead.  `builds_bytes` bounds the compiled programs that are kept in
+        `data_dir` for the next run of the same source.
         """
         self._lock_timeout_s = lock_timeout_s
         self._data_dir = data_dir.resolve()
         self._armed_boxes = armed_boxes if armed_boxes is not None else 2 * (os.cpu_count() or 1)
         self._default_limits = default_limits or Limits()
+        self._builds = Builds(self._data_dir / "builds", builds_bytes)
         self._installed: dict[tuple[str, str], InstalledRuntime] = {}
         self._pool: BoxPool | None = None
-        self._pods: dict[PodKey, Pod] = {}
+        self._pods: dict[PodKey, Pod | CompiledPod] = {}
         self._watchers: set[asyncio.Queue[PodEnded | None]] = set()
         self._closed = False
 
@@ -94,11 +99,12 @@ class LocalSandbox:
         """
         found, _ = await asyncio.to_thread(detect)
         self._installed = {(each.runtime.lang, each.runtime.version): each for each in found}
-        prefixes = {each.shown_prefix for each in found if each.shown_prefix is not None}
+        await asyncio.to_thread(self._builds.open)
+        shown = {folder for each in found for folder in each.shown}
         memory_bytes, processes = group_limits(self._default_limits)
         opening = wire.Opening(
             instance=hashlib.sha256(os.fsencode(self._data_dir)).hexdigest()[:12],
-            prefixes=tuple(sorted(prefixes)),
+            prefixes=tuple(sorted(shown)),
             starters=starters(),
             memory_bytes=memory_bytes,
             processes=processes,
@@ -125,15 +131,25 @@ class LocalSandbox:
         if key in self._pods:
             return
         pool = self._opened_pool()
-        pod = self._pods[key] = Pod(key, spec.limits, _loop_time(lease_expires_at), self._tell)
+        lease_due_s = _loop_time(lease_expires_at)
         runtime = self._installed.get((spec.lang, spec.lang_version))
+        if runtime is not None and runtime.compile:
+            pod = CompiledPod(
+                key, spec, runtime, lease_due_s, self._tell, pool=pool, begin=self._begin, builds=self._builds
+            )
+        else:
+            pod = Pod(key, spec.limits, lease_due_s, self._tell)
+        self._pods[key] = pod
         if runtime is None:
             message = f"no {spec.lang} {spec.lang_version} is installed here"
-            pod.fail(Outcome(kind=OutcomeKind.SANDBOX_ERROR, reason="runtime_missing", message=message))
+            pod.stop(Outcome(kind=OutcomeKind.SANDBOX_ERROR, reason="runtime_missing", message=message))
             return
-        order = make_order(runtime, spec.source, spec.limits, pool.armed_limits)
         try:
-            await self._begin(pod, pool, _shape(spec.limits), order)
+            if isinstance(pod, CompiledPod):
+                await pod.start()
+            else:
+                order = make_order(runtime, spec.source, spec.limits, pool.armed_limits)
+                await self._begin(pod, pool, spec.limits, order)
         except BaseException as error:
             if pod.ended is None:
                 del self._pods[key]
@@ -141,7 +157,8 @@ class LocalSandbox:
                 return  # killed while it waited: that is its end
             raise
 
-    async def _begin(self, pod: Pod, pool: BoxPool, shape: Shape, order: wire.Order) -> None:
+    async def _begin(self, pod: Pod, pool: BoxPool, limits: Limits, order: wire.Order) -> None:
+        shape = _shape(limits)
         for _ in range(_DEAD_BOXES_TO_TRY):
             box = await pool.take(shape, pod.on_reaped)
             if pod.ended is not None:  # killed while it waited

@@ -4,6 +4,7 @@ Only real executables count: version managers put shell scripts in PATH (shims) 
 outside the sandbox.  So names are resolved, scripts are passed over, and pyenv's own folder is looked through.
 """
 
+import glob
 import os
 import re
 import subprocess
@@ -16,6 +17,9 @@ from typing import Any, Final
 from runtape.ports.pod_runtime import Runtime
 
 from .keeper import wire
+
+PROGRAM: Final = "/tmp/program"
+"""Where a compiler leaves the one file that it makes, and where that is run: no uploaded file can lie there."""
 
 _HERE: Final = Path(__file__).parent
 _FIRST_FOLDERS: Final = ("/usr/bin", "/usr/local/bin")
@@ -32,13 +36,25 @@ class InstalledRuntime:
     binary: str
     prefix: str
     argv: tuple[str, ...]
-    """With ``{memory_mb}`` left to fill in; the program's arguments follow."""
+    """With ``{memory_mb}`` left to fill in; the program's arguments follow, where it `takes_arguments`."""
+    takes_arguments: bool
+    compile: tuple[str, ...]
+    """What makes `PROGRAM` of the script; empty where the script itself is run."""
+    compile_mb: int
+    env: tuple[tuple[str, str], ...]
+    shows: tuple[str, ...]
+    """Folders that must be shown in a box beyond the system's own and the prefix."""
     reserve_mb: int
 
     @property
     def shown_prefix(self) -> str | None:
-        """The folder that must be shown in a box beyond the system's own."""
+        """The prefix, where it must be shown in a box because it lies outside the system's own folders."""
         return None if self.prefix == "/usr" or self.prefix.startswith("/usr/") else self.prefix
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """All folders that must be shown in a box beyond the system's own."""
+        return self.shows if self.shown_prefix is None else (self.shown_prefix, *self.shows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +63,7 @@ class MissingRuntime:
 
     lang: str
     package: str
+    """Debian packages that bring it, separated by blanks."""
 
 
 def starters() -> tuple[tuple[str, bytes], ...]:
@@ -60,15 +77,17 @@ def detect(
 ) -> tuple[list[InstalledRuntime], list[MissingRuntime]]:
     """Return what is installed, newest version of a language first, and the languages that are missing.
 
-    Reads folders and runs ``bash --version`` and the like; blocks for some 50 ms.
+    Reads folders and runs ``bash --version`` and the like; blocks for some 200 ms.
     """
-    folders = _folders(search_path if search_path is not None else os.environ.get("PATH", "").split(":"), home)
+    path = search_path if search_path is not None else os.environ.get("PATH", "").split(":")
+    home = home or Path.home()
     found: list[InstalledRuntime] = []
     missing: list[MissingRuntime] = []
     with open(_HERE / "runtimes.toml", "rb") as file:
         descriptions = tomllib.load(file)["runtime"]
     for description in descriptions:
         by_version: dict[str, InstalledRuntime] = {}
+        folders = _folders(path, description, home)
         for binary, version in _candidates(description, folders):
             if version not in by_version and (runtime := _installed(description, binary, version)) is not None:
                 by_version[version] = runtime
@@ -79,11 +98,11 @@ def detect(
     return found, missing
 
 
-def _folders(search_path: Sequence[str], home: Path | None) -> list[str]:
+def _folders(search_path: Sequence[str], description: Mapping[str, Any], home: Path) -> list[str]:
     """Return where to look, in order, without repetition: the system first, whose interpreters start fastest."""
-    versions = (home or Path.home()) / ".pyenv" / "versions"
-    pyenv = sorted(str(path) for path in versions.glob("*/bin")) if versions.is_dir() else []
-    return list(dict.fromkeys([*_FIRST_FOLDERS, *(path for path in search_path if path), *pyenv]))
+    patterns = (re.sub("^~", str(home), pattern) for pattern in description.get("folders", ()))
+    special = (folder for pattern in patterns for folder in sorted(glob.glob(pattern)))
+    return list(dict.fromkeys([*_FIRST_FOLDERS, *(path for path in search_path if path), *special]))
 
 
 def _candidates(description: Mapping[str, Any], folders: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -116,17 +135,20 @@ def _is_executable(path: str) -> bool:
 
 def _ask_version(binary: str, description: Mapping[str, Any]) -> str | None:
     try:
-        answer = subprocess.run(
-            [binary, *description["version_args"]],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_ASK_TIMEOUT_S,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        if "version_file" in description:
+            answer = (Path(binary).parent.parent / description["version_file"]).read_text()
+        else:
+            answer = subprocess.run(
+                [binary, *description["version_args"]],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=_ASK_TIMEOUT_S,
+                check=False,
+            ).stdout
+    except (OSError, UnicodeDecodeError, subprocess.TimeoutExpired):
         return None
-    match = re.search(description["version_pattern"], answer.stdout)
+    match = re.search(description["version_pattern"], answer)
     return match[1] if match else None
 
 
@@ -135,20 +157,29 @@ def _installed(description: Mapping[str, Any], binary: str, version: str) -> Ins
     needed = description.get("prefix_has", "").format(version=version)
     if prefix == "/":  # /bin/bash of a system without merged /usr: shown anyway
         prefix = "/usr"
-    elif needed and not os.path.isfile(f"{prefix}/{needed}"):
+    elif needed and not glob.glob(f"{glob.escape(prefix)}/{needed}"):
         return None
     libraries = (f"{prefix}/{path.format(version=version)}" for path in description.get("libraries", ()))
     values = {
         "binary": binary,
+        "prefix": prefix,
+        "version": version,
         "starter": f"{wire.STARTERS}/{description.get('starter')}",
         "libraries": ":".join(path for path in libraries if os.path.isdir(path)),
         "script": f"/box/{description['file_name']}",
+        "program": PROGRAM,
         "memory_mb": "{memory_mb}",
     }
+    shows = (path.format_map(values) for path in description.get("shows", ()))
     return InstalledRuntime(
         Runtime(description["lang"], version, description["file_name"], description["example"].lstrip("\n")),
         binary,
         prefix,
-        tuple(part.format_map(values) for part in description["argv"]),
-        description["reserve_mb"],
+        argv=tuple(part.format_map(values) for part in description["argv"]),
+        takes_arguments=description.get("arguments", True),
+        compile=tuple(part.format_map(values) for part in description.get("compile", ())),
+        compile_mb=description.get("compile_mb", 0),
+        env=tuple((name, value.format_map(values)) for name, value in description.get("env", {}).items()),
+        shows=tuple(path for path in shows if os.path.isdir(path)),
+        reserve_mb=description["reserve_mb"],
     )
