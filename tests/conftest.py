@@ -33,7 +33,7 @@ LANGUAGES = ("python", "bash", "node", "ruby", "perl", "php", "lua", "r", "sqlit
 def _missing_languages() -> dict[str, str]:
     from runtape.adapters.sandbox.runtimes import detect
 
-    return {each.lang: f"not installed: apt install {each.package}" for each in detect()[1]}
+    return {each.lang: f"{each.finding}; {each.fix}" for each in detect()[1]}
 
 
 def _language(lang: str) -> Callable[[], str | None]:

@@ -59,11 +59,11 @@ class InstalledRuntime:
 
 @dataclass(frozen=True, slots=True)
 class MissingRuntime:
-    """A language of which no executable was found."""
+    """A language of which nothing was found that could be used."""
 
     lang: str
-    package: str
-    """Debian packages that bring it, separated by blanks."""
+    finding: str
+    fix: str
 
 
 def starters() -> tuple[tuple[str, bytes], ...]:
@@ -72,37 +72,47 @@ def starters() -> tuple[tuple[str, bytes], ...]:
     return tuple((path.name, path.read_bytes()) for path in sorted(folder.glob("*.py")))
 
 
-def detect(
-    search_path: Sequence[str] | None = None, home: Path | None = None
-) -> tuple[list[InstalledRuntime], list[MissingRuntime]]:
+def detect(search_path: Sequence[str] | None = None) -> tuple[list[InstalledRuntime], list[MissingRuntime]]:
     """Return what is installed, newest version of a language first, and the languages that are missing.
 
+    Looks in the folders of `search_path` alone; by default in the system's, in PATH and where each language is usual.
     Reads folders and runs ``bash --version`` and the like; blocks for some 200 ms.
     """
-    path = search_path if search_path is not None else os.environ.get("PATH", "").split(":")
-    home = home or Path.home()
     found: list[InstalledRuntime] = []
     missing: list[MissingRuntime] = []
     with open(_HERE / "runtimes.toml", "rb") as file:
         descriptions = tomllib.load(file)["runtime"]
     for description in descriptions:
+        folders = _usual_folders(description) if search_path is None else search_path
         by_version: dict[str, InstalledRuntime] = {}
-        folders = _folders(path, description, home)
+        unusable = None
         for binary, version in _candidates(description, folders):
-            if version not in by_version and (runtime := _installed(description, binary, version)) is not None:
+            if version in by_version:
+                continue
+            if (runtime := _installed(description, binary, version)) is not None:
                 by_version[version] = runtime
+            else:
+                unusable = unusable or binary
         if not by_version:
-            missing.append(MissingRuntime(description["lang"], description["package"]))
+            missing.append(_missing(description, unusable))
         newest_first = sorted(by_version, key=lambda version: [int(part) for part in version.split(".")], reverse=True)
         found.extend(by_version[version] for version in newest_first)
     return found, missing
 
 
-def _folders(search_path: Sequence[str], description: Mapping[str, Any], home: Path) -> list[str]:
+def _missing(description: Mapping[str, Any], unusable: str | None) -> MissingRuntime:
+    if unusable is not None and "prefix_fix" in description:
+        finding = f"{unusable} lacks {description['prefix_has']} beside its bin folder"
+        return MissingRuntime(description["lang"], finding, description["prefix_fix"].format(binary=unusable))
+    return MissingRuntime(description["lang"], "not installed", f"apt install {description['package']}")
+
+
+def _usual_folders(description: Mapping[str, Any]) -> list[str]:
     """Return where to look, in order, without repetition: the system first, whose interpreters start fastest."""
-    patterns = (re.sub("^~", str(home), pattern) for pattern in description.get("folders", ()))
+    path = (folder for folder in os.environ.get("PATH", "").split(":") if folder)
+    patterns = (os.path.expanduser(pattern) for pattern in description.get("folders", ()))
     special = (folder for pattern in patterns for folder in sorted(glob.glob(pattern)))
-    return list(dict.fromkeys([*_FIRST_FOLDERS, *(path for path in search_path if path), *special]))
+    return list(dict.fromkeys([*_FIRST_FOLDERS, *path, *special]))
 
 
 def _candidates(description: Mapping[str, Any], folders: Sequence[str]) -> Iterator[tuple[str, str]]:
