@@ -7,7 +7,6 @@ skipped and why, by part.  `RUNTAPE_REQUIRE=node,sandbox` names parts that may n
 
 import functools
 import os
-import shutil
 import subprocess
 import sys
 from collections import defaultdict
@@ -27,8 +26,18 @@ class Part:
     probe: Callable[[], str | None]
 
 
-def _program(name: str) -> Callable[[], str | None]:
-    return lambda: None if shutil.which(name) else f"no {name} on PATH"
+LANGUAGES = ("python", "bash", "node", "ruby", "perl", "php", "lua", "r", "sqlite", "go", "c", "c++", "java", "rust")
+
+
+@functools.cache
+def _missing_languages() -> dict[str, str]:
+    from runtape.adapters.sandbox.runtimes import detect
+
+    return {each.lang: f"{each.finding}; {each.fix}" for each in detect()[1]}
+
+
+def _language(lang: str) -> Callable[[], str | None]:
+    return lambda: _missing_languages().get(lang)
 
 
 def _root() -> str | None:
@@ -61,8 +70,7 @@ def _server() -> str | None:
 
 
 PARTS = {
-    "bash": Part("a bash to run scripts with", _program("bash")),
-    "node": Part("a node to run scripts with", _program("node")),
+    **{lang: Part(f"{lang}, as the sandbox finds it", _language(lang)) for lang in LANGUAGES},
     "root": Part("the tests run as root", _root),
     "userns": Part("unprivileged user namespaces", _userns),
     "sandbox": Part("code can be run in the local sandbox", _sandbox),

@@ -92,9 +92,13 @@ def test_config_show_names_the_wrong_setting(
         ("a.sh", "#!/usr/bin/env python3", "bash"),
         ("a.bash", "", "bash"),
         ("a.mjs", "", "node"),
+        ("a.R", "", "r"),
+        ("a.cc", "", "c++"),
         ("a", "#!/usr/bin/python3.11 -I\n", "python"),
         ("a", "#!/usr/bin/env -S node --no-warnings\n", "node"),
         ("-", "#! /bin/sh\n", "bash"),
+        ("-", "#!/usr/bin/env Rscript\n", "r"),
+        ("-", "#!/usr/bin/lua5.4\n", "lua"),
         ("-", "#!/usr/bin/env PYTHONUTF8=1 python3\n", "python"),
     ],
 )

@@ -7,15 +7,20 @@ from pathlib import Path
 
 import pytest
 
-CONFTEST = Path(__file__).parents[1] / "conftest.py"
+CONFTEST = (
+    (Path(__file__).parents[1] / "conftest.py").read_text()
+    + """
+PARTS["unicorn"] = Part("what no host has", lambda: "none seen")
+"""
+)
 NEEDS_WHAT_IS_NOT_THERE = """
 import pytest
 
-@pytest.mark.needs("node")
-def test_node(): pass
+@pytest.mark.needs("unicorn")
+def test_unicorn(): pass
 
-@pytest.mark.needs("node")
-def test_node_again(): pass
+@pytest.mark.needs("unicorn")
+def test_unicorn_again(): pass
 
 def test_skips_itself(): pytest.skip("not today")
 
@@ -24,27 +29,26 @@ def test_runs(): pass
 
 
 def run(folder: Path, require: str = "", text: str = NEEDS_WHAT_IS_NOT_THERE) -> "subprocess.CompletedProcess[str]":
-    (folder / "conftest.py").write_text(CONFTEST.read_text())
+    (folder / "conftest.py").write_text(CONFTEST)
     (folder / "test_it.py").write_text(text)
     (folder / "pytest.ini").write_text("[pytest]\n")
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", str(folder)]
-    # No PATH: whatever this host has, node is not found.
-    env = {**os.environ, "PATH": "", "RUNTAPE_REQUIRE": require}
+    env = {**os.environ, "RUNTAPE_REQUIRE": require}
     return subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
 
 
 def test_skips_are_listed_by_part_before_the_usual_last_line(tmp_path: Path) -> None:
     done = run(tmp_path)
     assert done.returncode == 0
-    assert "node (a node to run scripts with): 2 skipped, no node on PATH\n    in test_it.py\n" in done.stdout
+    assert "unicorn (what no host has): 2 skipped, none seen\n    in test_it.py\n" in done.stdout
     assert "other (skips that name no part): 1 skipped, not today\n" in done.stdout
     assert done.stdout.splitlines()[-1].startswith("1 passed, 3 skipped in ")
 
 
 def test_skip_of_a_required_part_fails(tmp_path: Path) -> None:
-    done = run(tmp_path, "bash,node")
+    done = run(tmp_path, "bash,unicorn")
     assert done.returncode == 1
-    assert "RUNTAPE_REQUIRE names node, so this may not be skipped: no node on PATH" in done.stdout
+    assert "RUNTAPE_REQUIRE names unicorn, so this may not be skipped: none seen" in done.stdout
     assert done.stdout.splitlines()[-1].startswith("1 passed, 1 skipped, 2 errors in ")
 
 
@@ -56,6 +60,6 @@ def test_skip_that_names_no_part_can_be_forbidden_too(tmp_path: Path, text: str)
 
 
 def test_unknown_part_is_an_error(tmp_path: Path) -> None:
-    assert "RUNTAPE_REQUIRE names nodes; the parts are bash, node" in run(tmp_path, "nodes").stderr
+    assert "RUNTAPE_REQUIRE names nodes; the parts are python, bash" in run(tmp_path, "nodes").stderr
     done = run(tmp_path, text="import pytest\n@pytest.mark.needs('nodes')\ndef test_it(): pass\n")
     assert 'there is no part "nodes"' in done.stdout

@@ -12,21 +12,25 @@ from tests.sandbox.runs import way_of
 WAYS = {"forked": {}, "execd": {"zygotes": False}, "in_python": {"native": False}}
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=WAYS)
-async def sandbox(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[LocalSandbox]:
+@pytest.fixture(scope="module")
+def way() -> str:
+    """The way of a module's tests; one that has to hold in every way parametrises this."""
+    return "forked"
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def sandbox(way: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalSandbox]:
     """One sandbox for a module's tests, which run in the module's event loop."""
-    async with LocalSandbox(Path(tmp_path_factory.mktemp("sandbox")), **WAYS[request.param]) as opened:
-        await is_made(opened, request.param)
+    async with LocalSandbox(Path(tmp_path_factory.mktemp("sandbox")), **WAYS[way]) as opened:
+        await is_made(opened, way)
         yield opened
 
 
-@pytest_asyncio.fixture(params=WAYS)
-async def own_sandbox(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[LocalSandbox]:
+@pytest_asyncio.fixture
+async def own_sandbox(way: str, tmp_path: Path) -> AsyncIterator[LocalSandbox]:
     """A sandbox that a test may break."""
-    async with LocalSandbox(tmp_path, **WAYS[request.param]) as opened:
-        await is_made(opened, request.param)
+    async with LocalSandbox(tmp_path, **WAYS[way]) as opened:
+        await is_made(opened, way)
         yield opened
 
 

@@ -17,9 +17,16 @@ import pytest
 from runtape.adapters.sandbox import LocalSandbox
 from runtape.domain.outcome import OutcomeKind
 from runtape.ports.errors import Transient
+from tests.sandbox.conftest import WAYS
 from tests.sandbox.runs import children, descendants, end_of, finish, run, start, until_printed
 
 pytestmark = pytest.mark.needs("sandbox")
+
+
+@pytest.fixture(scope="module", params=WAYS)
+def way(request: pytest.FixtureRequest) -> str:
+    return request.param
+
 
 DAEMON = """
 import os, time

@@ -9,9 +9,15 @@ from pathlib import Path
 import pytest
 
 from runtape.adapters.sandbox import LocalSandbox
+from tests.sandbox.conftest import WAYS
 from tests.sandbox.runs import descendants, name_of, run, start, until_printed, way_of
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.needs("sandbox")]
+
+
+@pytest.fixture(scope="module", params=WAYS)
+def way(request: pytest.FixtureRequest) -> str:
+    return request.param
 
 
 async def probe(sandbox: LocalSandbox, expression: str, imports: str = "os", **how: object) -> object:

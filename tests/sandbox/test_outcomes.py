@@ -11,9 +11,16 @@ from runtape.adapters.sandbox import LocalSandbox
 from runtape.domain.limits import Limits
 from runtape.domain.outcome import OutcomeKind
 from runtape.ports.pod_runtime import PodKey
+from tests.sandbox.conftest import WAYS
 from tests.sandbox.runs import end_of, finish, run, start, until_printed
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.needs("sandbox")]
+
+
+@pytest.fixture(scope="module", params=WAYS)
+def way(request: pytest.FixtureRequest) -> str:
+    return request.param
+
 
 HOG = "blocks = []\nwhile True: blocks.append(bytearray(8 << 20))"
 
@@ -352,6 +359,11 @@ async def test_impossible_order_is_told(sandbox: LocalSandbox, how: dict[str, ob
     result = await run(sandbox, "print(1)", **how)
     assert (result.outcome.kind, result.outcome.reason) == (OutcomeKind.SANDBOX_ERROR, "start_failed")
     assert re.search(what, result.outcome.message or "")
+
+
+async def test_program_may_open_its_own_outputs_by_name(sandbox: LocalSandbox) -> None:
+    result = await run(sandbox, "echo out > /dev/stdout; echo err > /dev/stderr", lang="bash")
+    assert (result.stdout, result.stderr) == (b"out\n", b"err\n")
 
 
 # Cancelling

@@ -1,4 +1,4 @@
-"""Each language that is found runs, and Python behaves as `python script.py` does."""
+"""Python behaves as `python script.py` does, and others as one expects beyond what `test_languages.py` asks of all."""
 
 import pytest
 
@@ -7,13 +7,6 @@ from runtape.domain.limits import Limits
 from tests.sandbox.runs import run
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.needs("sandbox")]
-
-
-async def test_example_of_every_runtime_runs(sandbox: LocalSandbox) -> None:
-    for runtime in await sandbox.runtimes():
-        result = await run(sandbox, runtime.example, lang=runtime.lang, version=runtime.version)
-        assert "3 squared is 9" in result.text, runtime
-        assert runtime.version in result.text, runtime
 
 
 @pytest.mark.needs("node")

@@ -28,8 +28,16 @@ def interpreter() -> str | None:
     return None
 
 
-@pytest.mark.parametrize("battery", ["test_isolation.py", "test_outcomes.py", "test_death.py"])
-def test_battery_holds_without_privileges(battery: str) -> None:
+@pytest.mark.parametrize(
+    ("battery", "selected"),
+    [
+        ("test_isolation.py", ""),
+        ("test_outcomes.py", ""),
+        ("test_death.py", ""),
+        ("test_languages.py", "memory or broken"),  # what hangs on limits of address space in place of a cgroup
+    ],
+)
+def test_battery_holds_without_privileges(battery: str, selected: str) -> None:
     if shutil.which("setpriv") is None:
         pytest.skip("no setpriv on PATH")
     python = interpreter()
@@ -45,7 +53,19 @@ def test_battery_holds_without_privileges(battery: str) -> None:
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONPATH": os.pathsep.join(map(str, paths)),
     }
-    command = [*DROP, python, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", f"--basetemp={base}"]
+    command = [
+        *DROP,
+        python,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        f"--basetemp={base}",
+        "-k",
+        selected,
+    ]
     try:
         ran = subprocess.run([*command, str(HERE / battery)], env=env, cwd=root, capture_output=True, text=True)
     finally:

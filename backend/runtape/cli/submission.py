@@ -19,9 +19,30 @@ LANGUAGES = {
     ".mjs": "node",
     ".cjs": "node",
     ".rb": "ruby",
+    ".pl": "perl",
+    ".php": "php",
+    ".lua": "lua",
+    ".r": "r",
+    ".sql": "sqlite",
     ".go": "go",
+    ".c": "c",
+    ".cpp": "c++",
+    ".cc": "c++",
+    ".java": "java",
+    ".rs": "rust",
 }
-_INTERPRETERS = {"python": "python", "bash": "bash", "sh": "bash", "node": "node", "nodejs": "node", "ruby": "ruby"}
+_INTERPRETERS = {
+    "python": "python",
+    "bash": "bash",
+    "sh": "bash",
+    "node": "node",
+    "nodejs": "node",
+    "ruby": "ruby",
+    "perl": "perl",
+    "php": "php",
+    "lua": "lua",
+    "Rscript": "r",
+}
 
 
 def read_script(file: str) -> str:

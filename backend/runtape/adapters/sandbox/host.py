@@ -112,7 +112,7 @@ def _languages(found: list[InstalledRuntime], missing: list[MissingRuntime]) -> 
         versions.setdefault(each.runtime.lang, []).append(each.runtime.version)
     checks = [HostCheck(lang, State.OK, ", ".join(numbers)) for lang, numbers in versions.items()]
     lacking = State.DEGRADED if found else State.MISSING
-    return checks + [HostCheck(each.lang, lacking, "not installed", f"apt install {each.package}") for each in missing]
+    return checks + [HostCheck(each.lang, lacking, each.finding, each.fix) for each in missing]
 
 
 def _try_one_box() -> list[tuple[Any, ...]]:

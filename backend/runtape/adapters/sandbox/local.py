@@ -40,8 +40,10 @@ from runtape.ports.errors import SandboxUnavailable, Transient
 from runtape.ports.pod_runtime import PodEnded, PodKey, PodSpec, Runtime
 
 from . import native
+from .builds import Builds
+from .compiled_pod import CompiledPod
 from .keeper import wire
-from .order import make_opening, make_order, null_byte_in
+from .order import forked, make_opening, make_order, null_byte_in
 from .pod import CANCELLED, Pod
 from .pool import BoxPool, ZygoteLost
 from .runtimes import InstalledRuntime, detect
@@ -64,6 +66,7 @@ class LocalSandbox:
         zygotes: bool = True,
         default_limits: Limits | None = None,
         lock_timeout_s: float = 10.0,
+        builds_bytes: int = 512 << 20,
     ) -> None:
         """Prepare, without touching anything yet.
 
@@ -72,7 +75,8 @@ class LocalSandbox:
         waits some milliseconds for one made to order.  Without `native`, or a C compiler, the keeper makes boxes
         itself: slower, no less tight.  Without `zygotes` every program starts an interpreter of its own, which has
         its own address layout and hash seed.  `lock_timeout_s` is how long to wait for the programs of an
-        earlier service on this data folder to be dead.
+        earlier service on this data folder to be dead.  `builds_bytes` bounds the compiled programs that are kept in
+        `data_dir` for the next run of the same source.
         """
         self._native = native
         self._zygotes = zygotes
@@ -80,9 +84,10 @@ class LocalSandbox:
         self._data_dir = data_dir.resolve()
         self._armed_boxes = armed_boxes if armed_boxes is not None else 2 * (os.cpu_count() or 1)
         self._default_limits = default_limits or Limits()
+        self._builds = Builds(self._data_dir / "builds", builds_bytes)
         self._installed: dict[tuple[str, str], InstalledRuntime] = {}
         self._pool: BoxPool | None = None
-        self._pods: dict[PodKey, Pod] = {}
+        self._pods: dict[PodKey, Pod | CompiledPod] = {}
         self._watchers: set[asyncio.Queue[PodEnded | None]] = set()
         self._closed = False
 
@@ -101,6 +106,7 @@ class LocalSandbox:
         """
         found, _ = await asyncio.to_thread(detect)
         self._installed = {(each.runtime.lang, each.runtime.version): each for each in found}
+        await asyncio.to_thread(self._builds.open)
         programs = await asyncio.to_thread(native.built, self._data_dir) if self._native else None
         instance = hashlib.sha256(os.fsencode(self._data_dir)).hexdigest()[:12]
         opening = make_opening(instance, found, self._default_limits, programs=programs, zygotes=self._zygotes)
@@ -127,18 +133,29 @@ class LocalSandbox:
         if key in self._pods:
             return
         pool = self._opened_pool()
-        pod = self._pods[key] = Pod(key, spec.limits, _loop_time(lease_expires_at), self._tell)
+        lease_due_s = _loop_time(lease_expires_at)
         runtime = self._installed.get((spec.lang, spec.lang_version))
+        if runtime is not None and runtime.compile:
+            pod = CompiledPod(
+                key, spec, runtime, lease_due_s, self._tell, pool=pool, begin=self._begin, builds=self._builds
+            )
+        else:
+            pod = Pod(key, spec.limits, lease_due_s, self._tell)
+        self._pods[key] = pod
         if runtime is None:
             message = f"no {spec.lang} {spec.lang_version} is installed here"
-            pod.fail(Outcome(kind=OutcomeKind.SANDBOX_ERROR, reason="runtime_missing", message=message))
+            pod.stop(Outcome(kind=OutcomeKind.SANDBOX_ERROR, reason="runtime_missing", message=message))
             return
         if place := null_byte_in(spec.source):
             message = f"the program could not be started: there is a null byte in {place}"
-            pod.fail(Outcome(kind=OutcomeKind.SANDBOX_ERROR, reason="start_failed", message=message))
+            pod.stop(Outcome(kind=OutcomeKind.SANDBOX_ERROR, reason="start_failed", message=message))
             return
         try:
-            await self._begin(pod, pool, runtime, spec)
+            if isinstance(pod, CompiledPod):
+                await pod.start()
+            else:
+                order = make_order(runtime, spec.source, spec.limits, pool.armed)
+                await self._begin(pod, pool, spec.limits, order, runtime)
         except BaseException as error:
             if pod.ended is None:
                 del self._pods[key]
@@ -146,9 +163,13 @@ class LocalSandbox:
                 return  # killed while it waited: that is its end
             raise
 
-    async def _begin(self, pod: Pod, pool: BoxPool, runtime: InstalledRuntime, spec: PodSpec) -> None:
+    async def _begin(
+        self, pod: Pod, pool: BoxPool, limits: Limits, order: wire.Order, runtime: InstalledRuntime | None = None
+    ) -> None:
+        """Begin a pod in a box that fits `limits`; a fork of `runtime`'s zygote where that is warm."""
+        zygote = runtime.name if runtime is not None and runtime.zygote and self._zygotes else ""
         for _ in range(_BOXES_TO_TRY):
-            shape = pool.shape(runtime.name if runtime.zygote and self._zygotes else "", *_work_directory(spec.limits))
+            shape = pool.shape(zygote, *_work_directory(limits))
             try:
                 box = await pool.take(shape, pod.on_reaped)
             except ZygoteLost:
@@ -156,9 +177,8 @@ class LocalSandbox:
             if pod.ended is not None:  # killed while it waited
                 pool.give_back(box)
                 return
-            order = make_order(runtime, spec.source, spec.limits, pool.armed, zygote=shape.zygote != "")
             try:
-                pod.begin(box, pool, order)
+                pod.begin(box, pool, forked(order, runtime) if runtime is not None and shape.zygote else order)
                 return
             except OSError:  # it died in stock
                 pool.release(box)

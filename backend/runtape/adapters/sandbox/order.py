@@ -3,6 +3,7 @@
 import math
 import resource
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -10,9 +11,15 @@ from runtape.domain.limits import Limits
 from runtape.domain.source import Source
 
 from .keeper import wire
-from .runtimes import InstalledRuntime, starters
+from .runtimes import PROGRAM, InstalledRuntime, starters
 
 _SYSTEM_PATH: Final = "/usr/local/bin:/usr/bin:/bin"
+_COMPILER: Final = Limits()
+"""What a compiler is granted at least of processes, files and room."""
+_COMPILE: Final = f'"$@" >&2 && exec cat {PROGRAM}'
+"""What the shell of a compiler's box does with the compiler's argv; its exit status is the compiler's."""
+_PROGRAM_FILE: Final = f".tmp{PROGRAM.removeprefix('/tmp')}"
+"""`PROGRAM` below the work directory, of which /tmp shows a part; no uploaded file has such a path."""
 
 OURS: Final = 2
 """Processes of a box that are not the program's: its slot and its pid 1."""
@@ -39,7 +46,8 @@ def group_limits(limits: Limits, ours: int) -> tuple[int, int]:
 def environment(runtime: InstalledRuntime) -> dict[bytes, bytes]:
     """Return the environment of a program that asks for none."""
     path = _SYSTEM_PATH if runtime.shown_prefix is None else f"{runtime.shown_prefix}/bin:{_SYSTEM_PATH}"
-    return {b"PATH": path.encode(), b"HOME": b"/box", b"LANG": b"C.UTF-8"}
+    env = {"PATH": path, "HOME": "/box", "LANG": "C.UTF-8", **dict(runtime.env)}
+    return {name.encode(): value.encode() for name, value in env.items()}
 
 
 def make_opening(
@@ -55,7 +63,7 @@ def make_opening(
     warmed = [each for each in runtimes if each.zygote] if programs and zygotes else []
     return wire.Opening(
         instance=instance,
-        prefixes=tuple(sorted({each.shown_prefix for each in runtimes if each.shown_prefix is not None})),
+        prefixes=tuple(sorted({folder for each in runtimes for folder in each.shown})),
         starters=starters(),
         native=str(programs or ""),
         zygotes=tuple((each.name, each.zygote, environment(each)) for each in warmed),
@@ -74,31 +82,79 @@ def null_byte_in(source: Source) -> str | None:
     return next((place for place, texts in places.items() if any("\0" in text for text in texts)), None)
 
 
-def make_order(
-    runtime: InstalledRuntime, source: Source, limits: Limits, armed: ArmedLimits, *, zygote: bool
-) -> wire.Order:
-    """Return what a box needs to run `source`; `zygote` tells whether its runner is an interpreter already.
+def forked(order: wire.Order, runtime: InstalledRuntime) -> wire.Order:
+    """Return `order` for a runner that is an interpreter already."""
+    return order._replace(argv=(runtime.script.encode(), *order.argv[len(runtime.argv) :]))
 
-    The script comes last, over an uploaded file of its name.  Lone surrogates in texts, which JSON can carry, pass
-    through: the interpreter will complain to their author.
+
+def compiler_limits(runtime: InstalledRuntime, limits: Limits) -> Limits:
+    """Return what a compiler may use in a run with `limits`: of time and output the same, of the rest what it needs."""
+    return replace(
+        limits,
+        memory_mb=max(limits.memory_mb, runtime.compile_mb),
+        processes=max(limits.processes, _COMPILER.processes),
+        open_files=max(limits.open_files, _COMPILER.open_files),
+        disk_mb=max(limits.disk_mb, _COMPILER.disk_mb),
+        inodes=max(limits.inodes, _COMPILER.inodes),
+    )
+
+
+def make_compile_order(runtime: InstalledRuntime, source: Source, limits: Limits, armed: ArmedLimits) -> wire.Order:
+    """Return what a box needs to compile `source` and print the program to stdout; `limits` are the compiler's.
+
+    The script lies there with the files.  What a program is given (input, arguments, environment) is none of the
+    compiler's business: nobody changes its options by a variable.
     """
-    memory_bytes, processes = group_limits(limits, armed.ours)
-    changed = armed.grouped and (armed.memory_bytes, armed.processes) != (memory_bytes, processes)
+    memory_bytes, processes = _changed(limits, armed)
+    argv = ("/bin/sh", "-c", _COMPILE, "sh", *runtime.compile)
+    return wire.Order(
+        files=_files(runtime, source),
+        argv=tuple(part.encode() for part in argv),
+        env=environment(runtime),
+        rlimits=_rlimits(limits, armed.ours, 0),
+        memory_bytes=memory_bytes,
+        processes=processes,
+        stdin=b"",
+    )
+
+
+def make_order(
+    runtime: InstalledRuntime,
+    source: Source,
+    limits: Limits,
+    armed: ArmedLimits,
+    program: bytes | None = None,
+) -> wire.Order:
+    """Return what a box needs to run `source`, or the `program` that was made of it.
+
+    Lone surrogates in texts, which JSON can carry, pass through: the interpreter will complain to their author.
+    """
+    memory_bytes, processes = _changed(limits, armed)
+    files = _files(runtime, source)
+    argv = [part.replace("{memory_mb}", str(limits.memory_mb)).encode() for part in runtime.argv]
+    arguments = source.args if runtime.takes_arguments else ()
     env = environment(runtime)
     env.update((_encoded(name), _encoded(value)) for name, value in source.env)
-    script = (runtime.runtime.file_name, _encoded(source.script))
-    argv = [part.replace("{memory_mb}", str(limits.memory_mb)).encode() for part in runtime.argv]
-    if zygote:
-        argv = [runtime.script.encode()]
     return wire.Order(
-        files=(*((file.path, file.content) for file in source.files), script),
-        argv=(*argv, *(_encoded(argument) for argument in source.args)),
+        files=files if program is None else (*files, (_PROGRAM_FILE, program)),
+        argv=(*argv, *(_encoded(argument) for argument in arguments)),
         env=env,
         rlimits=_rlimits(limits, armed.ours, 0 if armed.grouped else runtime.reserve_mb),
-        memory_bytes=memory_bytes if changed else 0,
-        processes=processes if changed else 0,
+        memory_bytes=memory_bytes,
+        processes=processes,
         stdin=source.stdin,
     )
+
+
+def _changed(limits: Limits, armed: ArmedLimits) -> tuple[int, int]:
+    """Return the limits for the cgroup of a box that was armed with others; else zeros."""
+    wanted = group_limits(limits, armed.ours)
+    return wanted if armed.grouped and wanted != (armed.memory_bytes, armed.processes) else (0, 0)
+
+
+def _files(runtime: InstalledRuntime, source: Source) -> tuple[tuple[str, bytes], ...]:
+    """Return the uploaded files and the script: last, over a file of its name."""
+    return (*((file.path, file.content) for file in source.files), (runtime.runtime.file_name, _encoded(source.script)))
 
 
 def _rlimits(limits: Limits, ours: int, reserve_mb: int) -> tuple[tuple[int, int, int], ...]:

@@ -61,7 +61,17 @@ _INIT_KILLED: Final = Outcome(
 class Pod:
     """A run from its acceptance to its removal."""
 
-    def __init__(self, key: PodKey, limits: Limits, lease_due_s: float, on_ended: Callable[[PodEnded], None]) -> None:
+    def __init__(
+        self,
+        key: PodKey,
+        limits: Limits,
+        lease_due_s: float,
+        on_ended: Callable[[PodEnded], None],
+        *,
+        output: Output | None = None,
+        began_ns: int | None = None,
+    ) -> None:
+        """Prepare.  `output` and `began_ns` are those of a run that began with another pod, if any did."""
         self._loop = asyncio.get_running_loop()
         self._key = key
         self._limits = limits
@@ -70,27 +80,36 @@ class Pod:
         self._box: ArmedBox | None = None
         self._stopped_for: Outcome | None = None
         self._reading = False
+        self._began_ns = began_ns
         self._started_ns = 0
         self._lease_due_s = lease_due_s
         self._wall_due_s = _NEVER_S
         self._cpu_due_s = _NEVER_S
         self._timer: asyncio.TimerHandle | None = None
-        self.output = Output(limits.output_bytes)
+        self.output = Output(limits.output_bytes) if output is None else output
         self.ended: PodEnded | None = None
         self.gone: asyncio.Future[None] = self._loop.create_future()
         """Done once nothing of the run is left but its records and its end."""
+        if began_ns is not None:
+            self._set_timer()  # nobody waits any more who could be refused: the lease holds without a box too
+
+    @property
+    def limits(self) -> Limits:
+        return self._limits
 
     # Starting
 
     def begin(self, box: ArmedBox, pool: BoxPool, order: wire.Order) -> None:
         """Hand `order` over and listen.  Raises: OSError, when the box is dead and nothing was started."""
-        self._started_ns = time.monotonic_ns()
+        self._started_ns = time.monotonic_ns() if self._began_ns is None else self._began_ns
         box.hand_over(order)
         self._box, self._pool = box, pool
         self._loop.add_reader(box.channel.fileno(), self._on_told)
         self._read_on()
         if not pool.armed.grouped:
             pool.bound_memory(box, self._limits.memory_mb << 20)
+        if self._timer is not None:
+            self._timer.cancel()
         now_s = self._loop.time()
         self._wall_due_s = now_s + self._limits.wall_s
         self._cpu_due_s = now_s + self._limits.cpu_s / _CPUS

@@ -4,6 +4,7 @@ Only real executables count: version managers put shell scripts in PATH (shims) 
 outside the sandbox.  So names are resolved, scripts are passed over, and pyenv's own folder is looked through.
 """
 
+import glob
 import os
 import re
 import subprocess
@@ -16,6 +17,9 @@ from typing import Any, Final
 from runtape.ports.pod_runtime import Runtime
 
 from .keeper import wire
+
+PROGRAM: Final = "/tmp/program"
+"""Where a compiler leaves the one file that it makes, and where that is run: no uploaded file can lie there."""
 
 _HERE: Final = Path(__file__).parent
 _FIRST_FOLDERS: Final = ("/usr/bin", "/usr/local/bin")
@@ -32,7 +36,14 @@ class InstalledRuntime:
     binary: str
     prefix: str
     argv: tuple[str, ...]
-    """With ``{memory_mb}`` left to fill in; the program's arguments follow."""
+    """With ``{memory_mb}`` left to fill in; the program's arguments follow, where it `takes_arguments`."""
+    takes_arguments: bool
+    compile: tuple[str, ...]
+    """What makes `PROGRAM` of the script; empty where the script itself is run."""
+    compile_mb: int
+    env: tuple[tuple[str, str], ...]
+    shows: tuple[str, ...]
+    """Folders that must be shown in a box beyond the system's own and the prefix."""
     reserve_mb: int
     script: str
     """Where its script lies in a box."""
@@ -46,16 +57,22 @@ class InstalledRuntime:
 
     @property
     def shown_prefix(self) -> str | None:
-        """The folder that must be shown in a box beyond the system's own."""
+        """The prefix, where it must be shown in a box because it lies outside the system's own folders."""
         return None if self.prefix == "/usr" or self.prefix.startswith("/usr/") else self.prefix
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """All folders that must be shown in a box beyond the system's own."""
+        return self.shows if self.shown_prefix is None else (self.shown_prefix, *self.shows)
 
 
 @dataclass(frozen=True, slots=True)
 class MissingRuntime:
-    """A language of which no executable was found."""
+    """A language of which nothing was found that could be used."""
 
     lang: str
-    package: str
+    finding: str
+    fix: str
 
 
 def starters() -> tuple[tuple[str, bytes], ...]:
@@ -64,35 +81,47 @@ def starters() -> tuple[tuple[str, bytes], ...]:
     return tuple((path.name, path.read_bytes()) for path in sorted(folder.glob("*.py")))
 
 
-def detect(
-    search_path: Sequence[str] | None = None, home: Path | None = None
-) -> tuple[list[InstalledRuntime], list[MissingRuntime]]:
+def detect(search_path: Sequence[str] | None = None) -> tuple[list[InstalledRuntime], list[MissingRuntime]]:
     """Return what is installed, newest version of a language first, and the languages that are missing.
 
-    Reads folders and runs ``bash --version`` and the like; blocks for some 50 ms.
+    Looks in the folders of `search_path` alone; by default in the system's, in PATH and where each language is usual.
+    Reads folders and runs ``bash --version`` and the like; blocks for some 200 ms.
     """
-    folders = _folders(search_path if search_path is not None else os.environ.get("PATH", "").split(":"), home)
     found: list[InstalledRuntime] = []
     missing: list[MissingRuntime] = []
     with open(_HERE / "runtimes.toml", "rb") as file:
         descriptions = tomllib.load(file)["runtime"]
     for description in descriptions:
+        folders = _usual_folders(description) if search_path is None else search_path
         by_version: dict[str, InstalledRuntime] = {}
+        unusable = None
         for binary, version in _candidates(description, folders):
-            if version not in by_version and (runtime := _installed(description, binary, version)) is not None:
+            if version in by_version:
+                continue
+            if (runtime := _installed(description, binary, version)) is not None:
                 by_version[version] = runtime
+            else:
+                unusable = unusable or binary
         if not by_version:
-            missing.append(MissingRuntime(description["lang"], description["package"]))
+            missing.append(_missing(description, unusable))
         newest_first = sorted(by_version, key=lambda version: [int(part) for part in version.split(".")], reverse=True)
         found.extend(by_version[version] for version in newest_first)
     return found, missing
 
 
-def _folders(search_path: Sequence[str], home: Path | None) -> list[str]:
+def _missing(description: Mapping[str, Any], unusable: str | None) -> MissingRuntime:
+    if unusable is not None and "prefix_fix" in description:
+        finding = f"{unusable} lacks {description['prefix_has']} beside its bin folder"
+        return MissingRuntime(description["lang"], finding, description["prefix_fix"].format(binary=unusable))
+    return MissingRuntime(description["lang"], "not installed", f"apt install {description['package']}")
+
+
+def _usual_folders(description: Mapping[str, Any]) -> list[str]:
     """Return where to look, in order, without repetition: the system first, whose interpreters start fastest."""
-    versions = (home or Path.home()) / ".pyenv" / "versions"
-    pyenv = sorted(str(path) for path in versions.glob("*/bin")) if versions.is_dir() else []
-    return list(dict.fromkeys([*_FIRST_FOLDERS, *(path for path in search_path if path), *pyenv]))
+    path = (folder for folder in os.environ.get("PATH", "").split(":") if folder)
+    patterns = (os.path.expanduser(pattern) for pattern in description.get("folders", ()))
+    special = (folder for pattern in patterns for folder in sorted(glob.glob(pattern)))
+    return list(dict.fromkeys([*_FIRST_FOLDERS, *path, *special]))
 
 
 def _candidates(description: Mapping[str, Any], folders: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -125,17 +154,20 @@ def _is_executable(path: str) -> bool:
 
 def _ask_version(binary: str, description: Mapping[str, Any]) -> str | None:
     try:
-        answer = subprocess.run(
-            [binary, *description["version_args"]],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_ASK_TIMEOUT_S,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        if "version_file" in description:
+            answer = (Path(binary).parent.parent / description["version_file"]).read_text()
+        else:
+            answer = subprocess.run(
+                [binary, *description["version_args"]],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=_ASK_TIMEOUT_S,
+                check=False,
+            ).stdout
+    except (OSError, UnicodeDecodeError, subprocess.TimeoutExpired):
         return None
-    match = re.search(description["version_pattern"], answer.stdout)
+    match = re.search(description["version_pattern"], answer)
     return match[1] if match else None
 
 
@@ -144,23 +176,32 @@ def _installed(description: Mapping[str, Any], binary: str, version: str) -> Ins
     needed = description.get("prefix_has", "").format(version=version)
     if prefix == "/":  # /bin/bash of a system without merged /usr: shown anyway
         prefix = "/usr"
-    elif needed and not os.path.isfile(f"{prefix}/{needed}"):
+    elif needed and not glob.glob(f"{glob.escape(prefix)}/{needed}"):
         return None
     libraries = (f"{prefix}/{path.format(version=version)}" for path in description.get("libraries", ()))
     values = {
         "binary": binary,
+        "prefix": prefix,
+        "version": version,
         "starter": f"{wire.STARTERS}/{description.get('starter')}",
         "libraries": ":".join(path for path in libraries if os.path.isdir(path)),
         "script": f"/box/{description['file_name']}",
+        "program": PROGRAM,
         "memory_mb": "{memory_mb}",
         "starters": wire.STARTERS,
     }
+    shows = (path.format_map(values) for path in description.get("shows", ()))
     return InstalledRuntime(
         Runtime(description["lang"], version, description["file_name"], description["example"].lstrip("\n")),
         binary,
         prefix,
-        tuple(part.format_map(values) for part in description["argv"]),
-        description["reserve_mb"],
-        values["script"],
-        tuple(part.format_map(values) for part in description.get("zygote", ())),
+        argv=tuple(part.format_map(values) for part in description["argv"]),
+        takes_arguments=description.get("arguments", True),
+        compile=tuple(part.format_map(values) for part in description.get("compile", ())),
+        compile_mb=description.get("compile_mb", 0),
+        env=tuple((name, value.format_map(values)) for name, value in description.get("env", {}).items()),
+        shows=tuple(path for path in shows if os.path.isdir(path)),
+        reserve_mb=description["reserve_mb"],
+        script=values["script"],
+        zygote=tuple(part.format_map(values) for part in description.get("zygote", ())),
     )

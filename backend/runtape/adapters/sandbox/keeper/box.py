@@ -153,6 +153,8 @@ def _clone(kept: _Kept, shape: wire.Shape, uid_slot: int, confinement: Confineme
     host_uid = os.geteuid() if confinement.first_host_uid is None else confinement.first_host_uid + uid_slot
     host_gid = os.getegid() if confinement.first_host_uid is None else host_uid
     if confinement.first_host_uid is not None:
+        for fd in (kept.stdout, kept.stderr):  # else the program could not open its own /dev/stdout
+            os.fchown(fd, host_uid, host_gid)
         os.setegid(host_gid)
         os.seteuid(host_uid)
     pid = -1

@@ -98,12 +98,15 @@ def _start(datagram: bytes, fds: list[int], group: GroupFiles) -> int:
 
 
 def _write_files(files: tuple[tuple[str, bytes], ...]) -> None:
-    """Write into the work directory, which is empty but for `.tmp`: no path can lead astray yet."""
+    """Write into the work directory, which is empty but for `.tmp`: no path can lead astray yet.
+
+    All may be executed, since one of them can be a compiled program.
+    """
     for path, content in files:
         folder, slash, _ = path.rpartition("/")
         if slash:
             os.makedirs(folder, exist_ok=True)
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o755)
         rest = memoryview(content)
         while rest:
             rest = rest[os.write(fd, rest) :]

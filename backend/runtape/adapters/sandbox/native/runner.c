@@ -44,7 +44,7 @@ static int write_source(const char *path, const char *content, uint32_t size) {
         folder[slash - path] = 0;
         if (mkdir(folder, 0755) < 0 && errno != EEXIST) return -1;
     }
-    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0755); /* compiled programs come as files, too */
     if (fd < 0) return -1;
     int result = write_whole(fd, content, size);
     close(fd);
