@@ -23,8 +23,8 @@ def prove(
 ) -> int:
     """Run hostile programs in the sandbox of this installation and tell what held; exit with 0 when nothing failed.
 
-    Each program is run beside a good one, and before that where its success is certain, to show that a leak would
-    be seen.  Takes about a minute.  Nothing is sent to another machine unless a layer fails.
+    Each program is run beside a good one, and once more where its success is certain, to show that a leak would be
+    seen.  Takes about half a minute; docs/security.md says what the cases stand for.
 
     Args:
         only: A case by its id, as A28, or a family: resource, escape, supervisor, network.  May be repeated.
@@ -37,6 +37,7 @@ def prove(
     from runtape.prove.main import prove as run_battery
     from runtape.prove.table import row, summary
     from runtape.prove.verdict import CaseResult
+    from runtape.runtime.logging import configure_logging
     from runtape.runtime.settings import Settings
 
     coloured = os.isatty(1) and not os.environ.get("NO_COLOR")
@@ -49,6 +50,7 @@ def prove(
 
     try:
         settings = Settings(data=(data or default_data()).expanduser().absolute())
+        configure_logging(settings.log_level)
         report = asyncio.run(run_battery(settings, only, told))
     except ValidationError as error:
         raise CliError("a setting is not valid; look at `runtape config show`") from error

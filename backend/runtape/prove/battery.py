@@ -2,10 +2,11 @@
 
 A case is judged in five parts.  Contained: no leak was reported by the program, seen in the bait folder or in what it
 used, and it ended when due.  Attributed: the outcome is the one that fits.  Cleaned up: `traces` finds nothing.
-Neighbours: a good program that ran beside it gave the right answer.  Control: before all that, the same program was run
-where its success is certain, and reported it; else silence would prove nothing.
+Neighbours: a good program that ran beside it gave the right answer.  Control: the same program was run where its
+success is certain, and reported it; else silence would prove nothing.
 """
 
+import asyncio
 import hashlib
 import os
 import time
@@ -25,9 +26,10 @@ from runtape.prove.verdict import CaseResult, Flaw, Part, Verdict
 _SPARE_MEMORY_BYTES: Final = 128 << 20
 """By how much a peak may exceed the limit: where no cgroup is exact, a watchdog samples."""
 _MOST_LEAKS: Final = 5
+_INPUT_BYTES: Final = 50_000
+"""What a neighbour is given to read: too much for the small pipes of a user who has used up the large ones."""
 _LAYERS: Final = {
     Part.CLEANED_UP: Layer.TEARDOWN,
-    Part.NEIGHBOURS: Layer.SCHEDULER,
     Part.CONTROL: Layer.PROBE,
 }
 """The layer that such a flaw speaks of, whatever the case is about."""
@@ -92,8 +94,9 @@ class Battery:
     async def judge(self, case: Case, family: str) -> CaseResult:
         """Run one case with its control and a neighbour, and judge it."""
         begun_s = time.monotonic()
-        flaws = await self._control(case)
         before = self._traces.before()
+        flaws: list[Flaw] = []
+        control = asyncio.create_task(self._control(case))
         rans: list[Ran] = []
         outcome: Outcome | None = None
         with self._lures.bait() as bait:
@@ -109,8 +112,11 @@ class Battery:
                 flaws += _attributed(case, ran)
             if companion is not None:
                 rans.append(await companion.kill() if case.companion_stays else await companion.end())
+        flaws += await control
         flaws += await self._cleaned_up(before, rans)
-        return _result(case, family, flaws, outcome, time.monotonic() - begun_s)
+        reached = dict.fromkeys(what for ran in rans for what in ran.reached)
+        answered = f"the kernel itself answers to {', '.join(reached)}" if reached else ""
+        return _result(case, family, flaws, outcome, time.monotonic() - begun_s, answered=answered)
 
     async def judge_the_end(self) -> CaseResult:
         """Look for what is left after the sandbox was closed."""
@@ -140,7 +146,7 @@ class Battery:
                 args = tuple(map(bait.fill, case.control.args))
                 program = replace(self._program(case, bait), args=args, env=case.control.env)
                 ran = await run_outside(program, inherits=case.control.inherits)
-            if [*_leaks(case, ran, bait)]:
+            if ran.reached or [*_leaks(case, ran, bait)]:
                 return []
         what = f"the control reports no leak, so the case proves nothing: {last_words(ran)}"
         return [Flaw(Part.CONTROL, what)]
@@ -156,8 +162,8 @@ class Battery:
         return running
 
     async def _neighbour(self, rans: list[Ran]) -> list[Flaw]:
-        given = os.urandom(64)
-        running = await self._runs.start(Program(script=_NEIGHBOUR, limits=self._limits, stdin=given, due_s=20.0))
+        given = os.urandom(_INPUT_BYTES)
+        running = await self._runs.start(Program(script=_NEIGHBOUR, limits=self._limits, stdin=given))
         ran = await running.end()
         rans.append(ran)
         answer = f"answer {hashlib.sha256(given).hexdigest()} "
@@ -203,8 +209,16 @@ def _attributed(case: Case, ran: Ran) -> Iterator[Flaw]:
         yield Flaw(Part.CONTROL, f"the program did not come to its end, so the case proves nothing: {last_words(ran)}")
 
 
-def _result(check: Check, family: str, flaws: Sequence[Flaw], outcome: Outcome | None, took_s: float) -> CaseResult:
-    kernel = check.kernel or ("" if os.geteuid() == 0 else check.kernel_without_root)
+def _result(
+    check: Check,
+    family: str,
+    flaws: Sequence[Flaw],
+    outcome: Outcome | None,
+    took_s: float,
+    *,
+    answered: str = "",
+) -> CaseResult:
+    kernel = answered or check.kernel or ("" if os.geteuid() == 0 else check.kernel_without_root)
     layer = check.layer
     if flaws:
         layer = _LAYERS.get(flaws[0].part, check.layer)

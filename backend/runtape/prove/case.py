@@ -38,6 +38,10 @@ class Layer(Enum):
     TEARDOWN = "process namespace and its teardown", "something outlives its run: " + _REPORT
     SUPERVISOR = "supervisor", "the service acts on what a program made: " + _REPORT
     FRESH_BOX = "a box for each run", "something passes from one run to another: " + _REPORT
+    USERS = (
+        "a user for each box",
+        "run the service as root: each box then has a uid of its own, and none uses up what a user's processes share",
+    )
     SHARED_FILES = "files shared by all boxes", "run each tenant's programs on a machine of their own; " + _REPORT
     SCHEDULER = (
         "fair scheduler",

@@ -95,6 +95,11 @@ def leak(what):
     say(leak=str(what))
 
 
+def reached(what):
+    """Report something that the kernel itself answers, without giving anything away."""
+    say(reached=str(what))
+
+
 def tried(count=1):
     """Count an attempt, so that a program that attempts nothing is found out."""
     global _attempts

@@ -57,7 +57,7 @@ async def prove(settings: Settings, only: Sequence[str], told: Told) -> Report:
         "kernel": platform.release(),
         "machine": platform.machine(),
         "user": "root" if os.geteuid() == 0 else f"user {os.geteuid()}",
-        "memory_limit": "cgroup" if traces.uses_groups else "watchdog",
+        "memory_limit": f"cgroup {traces.group_version}" if traces.group_version else "watchdog",
     }
     return Report(host=host, cases=results, took_s=round(time.monotonic() - begun_s, 1))
 
@@ -82,17 +82,16 @@ def choose(only: Sequence[str]) -> list[tuple[str, Check]]:
 
 @asynccontextmanager
 async def _open_runs(settings: Settings, mark: str) -> AsyncIterator[Runs]:
-    """Open the sandbox.  Raises: ProveError, with the sandbox's own reason and fix."""
+    """Open the sandbox.  Raises: ProveError, with the sandbox's own reason and fix, also when it fails meanwhile."""
     container = make_async_container(LocalSandboxProvider(), SettingsProvider(settings))
     try:
-        try:
-            runs = Runs(await container.get(PodRuntime), mark)
-        except InfrastructureError as error:
-            raise ProveError(f"code cannot be run here: {error}") from error
+        runs = Runs(await container.get(PodRuntime), mark)
         await runs.open()
         try:
             yield runs
         finally:
             await runs.close()
+    except InfrastructureError as error:
+        raise ProveError(f"code cannot be run here: {error}") from error
     finally:
         await container.close()

@@ -47,6 +47,11 @@ class Ran:
         return [str(report["leak"]) for report in self.reports if "leak" in report]
 
     @property
+    def reached(self) -> list[str]:
+        """What it reports that the kernel itself answers to."""
+        return [str(report["reached"]) for report in self.reports if "reached" in report]
+
+    @property
     def tried(self) -> int:
         """How many attempts it reports to have made by its end; 0 when it did not come to its end."""
         return sum(int(str(report["done"])) for report in self.reports if "done" in report)

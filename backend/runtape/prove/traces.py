@@ -48,16 +48,16 @@ class Traces:
         self._family = frozenset(_family())
         self._descriptors = len(os.listdir("/proc/self/fd"))
         self._parents: frozenset[Path] = frozenset()
-
-    @property
-    def uses_groups(self) -> bool:
-        """Whether runs have control groups, as far as was learned."""
-        return bool(self._parents)
+        self.group_version = ""
+        """``v1`` or ``v2`` when runs have control groups, as far as was learned."""
 
     def learn_groups(self, pid: int) -> None:
         """Learn from a program that runs as `pid` where the control groups of this installation are made."""
         ours, theirs = _groups_of(os.getpid()), _groups_of(pid)
         self._parents = frozenset(path.parent for path in theirs - ours if path.parent not in _mount_points())
+        if self._parents:
+            is_first = any((parent / "memory.limit_in_bytes").exists() for parent in self._parents)
+            self.group_version = "v1" if is_first else "v2"
 
     def processes(self, namespace: int, begun_before_s: float = float("inf")) -> list[int]:
         """Return the processes in a pid namespace that began earlier than that on the boot clock."""

@@ -273,6 +273,29 @@ for family in range(3, 46):
 """,
     ),
     Case(
+        id="A29b",
+        title="unusual protocols",
+        tries="opens inet sockets of other protocols than TCP and UDP, which can make the kernel load modules",
+        holds="no such socket reaches the kernel",
+        layer=Layer.SECCOMP,
+        args=("SCTP 1 132", "SCTP 5 132", "DCCP 6 33", "UDP-Lite 2 136", "MPTCP 1 262", "SMC 1 256", "L2TP 2 115"),
+        control=Outside(("TCP 1 6",)),
+        program="""
+import errno, socket, sys
+from inside import reached, tried
+
+for text in sys.argv[1:]:
+    name, kind, protocol = text.split()
+    tried()
+    try:
+        socket.socket(socket.AF_INET, int(kind), int(protocol)).close()
+        reached(name)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EACCES):
+            reached(name)
+""",
+    ),
+    Case(
         id="A30",
         title="system calls of another word size",
         tries="enters the kernel by int 0x80 and by x32 numbers, past a filter that knows one table alone",

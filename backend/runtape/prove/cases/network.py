@@ -110,11 +110,11 @@ for text in sys.argv[1:]:
     Case(
         id="A49b",
         title="watching others through shared files",
-        tries="watches the folders of programs by inotify while another box starts programs from there",
+        tries="watches the folder of programs by inotify and dnotify while another box opens programs there",
         holds="a program does not learn what its neighbours and the host run",
         layer=Layer.SHARED_FILES,
-        fix="take inotify_init, inotify_init1 and inotify_add_watch out of the allow-list: it reports what other boxes "
-        "and the host open in /usr",
+        fix="take inotify_init, inotify_init1, inotify_add_watch and the F_NOTIFY of fcntl out of the allow-list: they "
+        "report what other boxes and the host open in /usr",
         companion="""
 import os, time
 import inside
@@ -130,17 +130,27 @@ while True:
         args=("/usr/bin",),
         control=Outside(("{outside}", "itself")),
         program="""
-import os, select, sys
+import fcntl, os, select, signal, sys
 from inside import leak, libc, tried
 
-tried()
+folder = sys.argv[1]
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGIO])
+opened = os.open(folder, os.O_RDONLY)
 watch = libc.inotify_init1(0)
-if watch >= 0 and libc.inotify_add_watch(watch, sys.argv[1].encode(), 0x20) >= 0:
-    if sys.argv[2:]:
-        open(sys.argv[1] + "/file").close()
-    if select.select([watch], [], [], 0.5)[0]:
-        events = os.read(watch, 4096)
-        leak("inotify tells that somebody opened %s/%s" % (sys.argv[1], events[16:].split(b"\\0")[0].decode()))
+watched = watch >= 0 and libc.inotify_add_watch(watch, folder.encode(), 0x20) >= 0
+tried()
+try:
+    fcntl.fcntl(opened, fcntl.F_NOTIFY, fcntl.DN_ACCESS)
+except OSError:
+    pass
+tried()
+if sys.argv[2:]:
+    open(folder + "/file").read()
+if signal.sigtimedwait([signal.SIGIO], 0.3):
+    leak("dnotify tells that somebody read a file in %s" % folder)
+if watched and select.select([watch], [], [], 0.3)[0]:
+    name = os.read(watch, 4096)[16:].split(b"\\0")[0].decode()
+    leak("inotify tells that somebody opened %s/%s" % (folder, name))
 """,
     ),
     Case(
@@ -149,17 +159,18 @@ if watch >= 0 and libc.inotify_add_watch(watch, sys.argv[1].encode(), 0x20) >= 0
         tries="sees and holds locks on files that all boxes and the host share",
         holds="a lock of one box does not show in another",
         layer=Layer.SHARED_FILES,
-        fix="take flock out of the allow-list, or give each box inodes of its own: a lock on a file in /usr is seen by "
-        "every box, and by the programs of the host that lock it",
+        fix="give each box inodes of its own, or take flock and F_GETLK out of the allow-list: a lock on a file in "
+        "/usr shows in every box, and stops programs of the host that lock it",
         companion="""
 import fcntl, time
 import inside
 
 file = open("/usr/bin/env", "rb")
-try:
-    fcntl.flock(file, fcntl.LOCK_EX)
-except OSError:
-    pass
+for lock in (lambda: fcntl.flock(file, fcntl.LOCK_EX), lambda: fcntl.lockf(file, fcntl.LOCK_SH)):
+    try:
+        lock()
+    except OSError:
+        pass
 print("up")
 time.sleep(60)
 """,
@@ -167,17 +178,24 @@ time.sleep(60)
         args=("/usr/bin/env",),
         control=Outside(("{outside_file}", "itself")),
         program="""
-import fcntl, sys
+import fcntl, struct, sys
 from inside import leak, tried
 
-tried()
-held = open(sys.argv[1], "rb")
+held, other = open(sys.argv[1], "rb"), open(sys.argv[1], "rb")
 if sys.argv[2:]:
     fcntl.flock(held, fcntl.LOCK_EX)
+tried()
 try:
-    fcntl.flock(open(sys.argv[1], "rb"), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 except BlockingIOError:
     leak("a lock of another box on %s is seen" % sys.argv[1])
+except OSError:
+    pass
+tried()
+try:
+    asked = fcntl.fcntl(other, fcntl.F_GETLK, struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 0, 0, 0))
+    if struct.unpack_from("h", asked)[0] != fcntl.F_UNLCK:
+        leak("a record lock of another box on %s is seen" % sys.argv[1])
 except OSError:
     pass
 """,

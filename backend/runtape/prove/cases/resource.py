@@ -16,6 +16,8 @@ _OUT_OF_TIME = Ends((OutcomeKind.WALL_LIMIT,))
 _OUT_OF_MEMORY = Ends((OutcomeKind.MEMORY_LIMIT,))
 _OUT_OF_OUTPUT = Ends((OutcomeKind.OUTPUT_LIMIT,))
 
+_DELEGATE = "delegate a cgroup of version 2 with the memory controller to the service (systemd: Delegate=yes)"
+
 _ODD_BYTES = bytes(range(256)) * 8 + b"\n\ndata: {}\n\nevent: end\nid: 9\n\n\x1b]52;c;eA==\a\x1b[2J\r\xff\xfe\0"
 
 
@@ -159,6 +161,82 @@ leak("64 processes hold 2 MiB each")
 """,
     ),
     Case(
+        id="A03c",
+        title="memory in unix sockets",
+        tries="fills the buffers of socket pairs, which belong to the kernel and to no process",
+        holds="kernel memory counts as the run's own",
+        layer=Layer.MEMORY,
+        limits={"memory_mb": 64, "open_files": 256},
+        ends=_OUT_OF_MEMORY,
+        fix=_DELEGATE,
+        control=Inside({"memory_mb": 512}),
+        program="""
+import os, socket, time
+from inside import leak
+
+def fill():
+    queued, held = 0, []
+    try:
+        while queued < 40 << 20:
+            pair = socket.socketpair()
+            held.append(pair)
+            for each in pair:
+                each.setblocking(False)
+                try:
+                    while True:
+                        queued += each.send(bytes(4096))
+                except BlockingIOError:
+                    pass
+    except OSError:
+        pass
+    return queued, held
+
+read_end, write_end = os.pipe()
+for _ in range(4):
+    if os.fork() == 0:
+        queued, held = fill()
+        os.write(write_end, b"%16d" % queued)
+        time.sleep(20)
+        os._exit(0)
+queued = sum(int(os.read(read_end, 16)) for _ in range(4)) >> 20
+time.sleep(0.2)
+if queued > 96:
+    leak("%d MiB wait in sockets" % queued)
+""",
+    ),
+    Case(
+        id="A03d",
+        title="memory in TCP buffers",
+        tries="fills connections to itself over loopback, whose buffers are counted apart from other memory",
+        holds="they count as the run's own",
+        layer=Layer.MEMORY,
+        limits={"memory_mb": 64, "open_files": 256},
+        ends=Ends((OutcomeKind.MEMORY_LIMIT, OutcomeKind.EXITED)),
+        fix=_DELEGATE + "; with version 1, memory.kmem.tcp.limit_in_bytes must be set for each box",
+        control=Inside({"memory_mb": 512}),
+        program="""
+import socket, time
+from inside import leak, tried
+
+server = socket.create_server(("127.0.0.1", 0), backlog=8)
+queued, held = 0, []
+while queued < 160 << 20 and len(held) < 60:
+    tried()
+    pair = socket.create_connection(server.getsockname()), server.accept()[0]
+    held.append(pair)
+    for each in pair:
+        each.setblocking(False)
+        try:
+            while True:
+                queued += each.send(bytes(65536))
+        except BlockingIOError:
+            pass
+time.sleep(0.2)
+if queued > 128 << 20:
+    leak("%d MiB wait in TCP connections" % (queued >> 20))
+""",
+    ),
+    Case(
         id="A04",
         title="filling of /tmp and /dev/shm",
         tries="writes more to the work directory, /tmp and /dev/shm than the disk limit",
@@ -253,6 +331,39 @@ try:
     leak("the limit was raised")
 except (OSError, ValueError):
     pass
+""",
+    ),
+    Case(
+        id="A07b",
+        title="exhaustion of the user's pipes",
+        tries="opens so many pipes that the kernel makes every further pipe of the same user a small one",
+        holds="its neighbours are other users: their pipes, and so their input, are whole",
+        layer=Layer.USERS,
+        limits={"open_files": 256, "processes": 32},
+        due_s=4.0,
+        control=Inside(args=("tell",)),
+        program="""
+import os, sys, time
+
+read_end, write_end = os.pipe()
+for _ in range(12):
+    if os.fork() == 0:
+        made = 0
+        try:
+            while True:
+                os.pipe()
+                made += 1
+        except OSError:
+            os.write(write_end, b"%8d" % made)
+        time.sleep(20)
+        os._exit(0)
+made = sum(int(os.read(read_end, 8)) for _ in range(12))
+import inside
+inside.tried(made)
+if sys.argv[1:]:
+    inside.leak("%d pipes are held" % made)
+else:
+    time.sleep(0.4)
 """,
     ),
     Case(
