@@ -154,6 +154,11 @@ def test_row_of_a_failure_names_the_layer_and_the_fix() -> None:
     ]
 
 
+def test_what_a_program_said_cannot_write_to_the_terminal() -> None:
+    said = replace(FAILED, flaws=(Flaw(Part.CONTAINED, "\x1b]52;c;eA==\a\0"),))
+    assert row(said, coloured=False).splitlines()[1] == r"               contained: \x1b]52;c;eA==\x07\x00"
+
+
 def test_only_a_terminal_gets_colours() -> None:
     assert "\x1b" not in row(FAILED, coloured=False)
     assert row(FAILED, coloured=True).startswith("\x1b[31mFAILED ")

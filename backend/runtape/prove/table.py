@@ -35,4 +35,6 @@ def summary(report: Report) -> str:
 
 
 def _wrapped(text: str) -> str:
+    # What a program said is told too, and must not reach the terminal as it is.
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
     return textwrap.fill(text, _WIDTH, initial_indent=_INDENT, subsequent_indent=_INDENT + "  ")
