@@ -97,6 +97,8 @@ class Battery:
         before = self._traces.before()
         flaws: list[Flaw] = []
         control = asyncio.create_task(self._control(case))
+        if case.control_first:
+            await control
         rans: list[Ran] = []
         outcome: Outcome | None = None
         with self._lures.bait() as bait:

@@ -147,6 +147,8 @@ class Case(Check):
     """How often the program is run, one after another: for what another run might have left in some box."""
     started_twice: bool = False
     """Whether the same attempt of the same execution is started a second time."""
+    control_first: bool = False
+    """Whether the control has to be over before, as the two would share what is used up."""
     judge: Callable[[Ran], Iterable[str]] = lambda _: ()
     """Returns leaks that are seen from outside alone."""
     machines: tuple[str, ...] = ()

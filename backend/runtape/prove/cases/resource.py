@@ -341,6 +341,7 @@ except (OSError, ValueError):
         layer=Layer.USERS,
         limits={"open_files": 256, "processes": 32},
         due_s=4.0,
+        control_first=True,
         control=Inside(args=("tell",)),
         program="""
 import os, sys, time
