@@ -19,7 +19,7 @@ def test_version() -> None:
 
 def test_help_names_every_command() -> None:
     shown = runtape("--help").stdout.decode()
-    for command in ("run", "tape", "up", "doctor", "config", "bench", "test", "--install-completion"):
+    for command in ("run", "tape", "up", "doctor", "config", "bench", "prove", "test", "--install-completion"):
         assert f" {command} " in shown
 
 

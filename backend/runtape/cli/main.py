@@ -26,6 +26,7 @@ app.command("runtape.cli.up:up")
 app.command("runtape.cli.doctor:doctor")
 app.command("runtape.cli.config:app", name="config", help="Look at the settings.")
 app.command("runtape.cli.bench:bench")
+app.command("runtape.cli.prove:prove")
 app.command("runtape.cli.checkout:test")
 
 

@@ -1,0 +1,60 @@
+"""`runtape prove`: hostile programs against this installation's sandbox."""
+
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from runtape.cli.errors import CliError
+from runtape.cli.exit_codes import FAILURE
+from runtape.cli.server import default_data
+from runtape.cli.terminal import print_text
+
+
+def prove(
+    *,
+    only: Annotated[tuple[str, ...], Parameter(name="--only", negative=(), show_default=False)] = (),
+    data: Path | None = None,
+    as_json: Annotated[bool, Parameter(name="--json", negative=(), show_default=False)] = False,
+) -> int:
+    """Run hostile programs in the sandbox of this installation and tell what held; exit with 0 when nothing failed.
+
+    Each program is run beside a good one, and once more where its success is certain, to show that a leak would be
+    seen.  Takes about half a minute; docs/security.md says what the cases stand for.
+
+    Args:
+        only: A case by its id, as A28, or a family: resource, escape, supervisor, network.  May be repeated.
+        data: The folder of the server on this machine, whose settings count; also RUNTAPE_DATA.
+        as_json: Print one JSON object: {"held": bool, "host", "counts", "cases", "took_s"}.
+    """
+    from pydantic import ValidationError
+
+    from runtape.prove.errors import ProveError
+    from runtape.prove.main import prove as run_battery
+    from runtape.prove.table import row, summary
+    from runtape.prove.verdict import CaseResult
+    from runtape.runtime.logging import configure_logging
+    from runtape.runtime.settings import Settings
+
+    coloured = os.isatty(1) and not os.environ.get("NO_COLOR")
+
+    def told(case: CaseResult, number: int, count: int) -> None:
+        if as_json:
+            print(f"[{number}/{count}] {case.id} {case.verdict}", file=sys.stderr, flush=True)
+        else:
+            print_text(row(case, coloured=coloured))
+
+    try:
+        settings = Settings(data=(data or default_data()).expanduser().absolute())
+        configure_logging(settings.log_level)
+        report = asyncio.run(run_battery(settings, only, told))
+    except ValidationError as error:
+        raise CliError("a setting is not valid; look at `runtape config show`") from error
+    except ProveError as error:
+        raise CliError(str(error)) from error
+    print_text(json.dumps(report.as_json()) if as_json else summary(report))
+    return 0 if report.held else FAILURE
