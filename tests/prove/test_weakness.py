@@ -7,7 +7,7 @@ import pytest
 
 from runtape.cli.main import main
 from tests.prove import weakened
-from tests.prove.weakened import weaken
+from tests.prove.weakened import Weakness, weaken
 
 pytestmark = pytest.mark.needs("sandbox")
 
@@ -47,7 +47,7 @@ def test_strong_sandbox_holds(capfd: pytest.CaptureFixture[str], tmp_path: Path)
     ids=["filter", "network", "mounts", "capabilities", "descriptors", "watch", "teardown"],
 )
 def test_dropped_layer_is_caught(
-    weakness: str,
+    weakness: Weakness,
     layer: str,
     caught: str,
     still_held: str,

@@ -56,10 +56,15 @@ def test_foreign_and_x32_calls_kill(machine: str) -> None:
 @pytest.mark.parametrize(
     ("name", "arguments", "expected"),
     [
-        ("socket", (1,), seccomp.ALLOW),
-        ("socket", (10,), seccomp.ALLOW),
-        ("socket", (16,), EPERM),
-        ("socket", (2 | 7 << 32,), seccomp.ALLOW),  # the kernel takes an int
+        ("socket", (1, 1, 0), seccomp.ALLOW),
+        ("socket", (10, 2, 17), seccomp.ALLOW),
+        ("socket", (2, 1 | 0o2000000 | 0o4000, 6), seccomp.ALLOW),  # close-on-exec, not blocking
+        ("socket", (16, 1, 0), EPERM),
+        ("socket", (2 | 7 << 32, 1, 0), seccomp.ALLOW),  # the kernel takes an int
+        *(("socket", (2, kind, 0), EPERM) for kind in (0, 3, 4, 6, 10)),
+        *(("socket", (2, 1, protocol), EPERM) for protocol in (1, 132, 136, 256, 262)),
+        *(("fcntl", (0, command), seccomp.ALLOW) for command in (0, 1, 2, 3, 4, 5, 6, 7, 36, 37, 38, 1030, 1032)),
+        *(("fcntl", (0, command), EPERM) for command in (1024, 1026, 1031, 1026 | 1 << 32)),
         ("socketpair", (1,), seccomp.ALLOW),
         ("socketpair", (40,), EPERM),
         ("clone", (0x01200011,), seccomp.ALLOW),

@@ -30,7 +30,7 @@ class ArmedBox:
         program's descriptor 0 itself, sealed, since a program could make it grow unseen by any limit.
         """
         flags, fds = 0, []
-        if len(order.stdin) > wire.INLINE_BYTES:
+        if len(order.stdin) > wire.INLINE_STDIN_BYTES:
             flags |= wire.STDIN_IN_FD
             stdin, order = order.stdin, order._replace(stdin=b"")
             fds.append(_sealed_memfd(stdin))

@@ -212,10 +212,11 @@ if queued > 96:
         layer=Layer.MEMORY,
         limits={"memory_mb": 64, "open_files": 256},
         ends=Ends((OutcomeKind.MEMORY_LIMIT, OutcomeKind.EXITED)),
-        fix=_DELEGATE + "; with version 1, memory.kmem.tcp.limit_in_bytes must be set for each box",
-        control=Inside({"memory_mb": 512}),
+        args=("128",),
+        fix=_DELEGATE,
+        control=Inside({"memory_mb": 512}, args=("1",)),
         program="""
-import socket, time
+import socket, sys, time
 from inside import leak, tried
 
 server = socket.create_server(("127.0.0.1", 0), backlog=8)
@@ -232,7 +233,7 @@ while queued < 160 << 20 and len(held) < 60:
         except BlockingIOError:
             pass
 time.sleep(0.2)
-if queued > 128 << 20:
+if queued > int(sys.argv[1]) << 20:
     leak("%d MiB wait in TCP connections" % (queued >> 20))
 """,
     ),
@@ -646,12 +647,13 @@ except OSError:
         args=("{core_pattern}",),
         control=Inside(args=("|/usr/lib/crash-handler %p",)),
         fix="sysctl kernel.core_pattern=core: a crash in a box starts the program named there, outside and as root, "
-        "whatever RLIMIT_CORE is, unless it is exactly 1",
+        "unless RLIMIT_CORE is exactly 1, which a program may change",
         program="""
 import os, resource, sys
 from inside import leak, tried
 
 pattern = sys.argv[1]
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 if pattern[:1] in ("|", "@") and resource.getrlimit(resource.RLIMIT_CORE)[0] != 1:
     leak("a crash is handed to %s, outside of the box" % pattern)
 for _ in range(0 if pattern[:1] in ("|", "@") else 10):

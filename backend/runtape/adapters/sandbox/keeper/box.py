@@ -39,7 +39,7 @@ _NAMESPACES: Final = (
 )
 _STACK_BYTES: Final = (8 << 20, 64 << 20)
 FIXED_LIMITS: Final = (
-    (resource.RLIMIT_CORE, (0, 0)),
+    (resource.RLIMIT_CORE, (1, 1)),  # no file, and unlike 0 no program that the host has cores piped to
     (resource.RLIMIT_MEMLOCK, (0, 0)),
     (resource.RLIMIT_MSGQUEUE, (0, 0)),
     (resource.RLIMIT_RTPRIO, (0, 0)),

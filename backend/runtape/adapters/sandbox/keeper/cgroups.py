@@ -28,6 +28,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+_TCP_BYTES: Final = 16 << 20
 _LEAF: Final = "runtape-service"
 _SWEEP_S: Final = 3.0
 
@@ -60,7 +61,8 @@ _NAMES: Final = {
         "memory.limit_in_bytes",
         "memory.max_usage_in_bytes",
         "memory.oom_control",
-        (("memory.swappiness", "0"),),
+        # What waits in TCP connections has an account of its own in version 1.
+        (("memory.swappiness", "0"), ("memory.kmem.tcp.limit_in_bytes", str(_TCP_BYTES))),
     ),
     "v2": _Names(
         "memory.max",

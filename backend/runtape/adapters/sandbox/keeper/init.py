@@ -61,7 +61,7 @@ def _rehearse(group: GroupFiles) -> None:
     machine, some 80 of them): better now than when somebody waits.
     """
     name = "rehearsal"
-    order = wire.Order(((name, b"-"),), (b"",), {b"HOME": b"/"}, ((resource.RLIMIT_CORE, 0, 0),), 0, 0, b"")
+    order = wire.Order(((name, b"-"),), (b"",), {b"HOME": b"/"}, ((resource.RLIMIT_CORE, 1, 1),), 0, 0, b"")
     with contextlib.suppress(ValueError):  # of a program without a name, raised before a process is made
         _start(b"\0" + order.packed(), [], group)
     os.unlink(name)

@@ -41,11 +41,13 @@ CLONE_NEW_ANY: Final = 0x7E020000
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """Allow when ``argument & mask`` is one of `values`."""
+    """Allow when ``argument & mask`` is one of `values`, or when it is none of them."""
 
     argument: int
     values: tuple[int, ...]
     mask: int = 0xFFFFFFFF
+    refused: bool = False
+    """Whether `values` are those that are refused."""
 
 
 _UNIX_INET_INET6: Final = (1, 2, 10)
@@ -69,21 +71,35 @@ _HARMLESS_PRCTLS: Final = (
     39,  # PR_GET_NO_NEW_PRIVS
     0x53564D41,  # PR_SET_VMA: names of anonymous maps
 )
+_STREAM_DATAGRAM_SEQPACKET: Final = (1, 2, 5)
+_SOCKET_TYPE: Final = 0xF
+_DEFAULT_TCP_UDP: Final = (0, 6, 17)
+_TELLING_OR_BINDING_FCNTLS: Final = (
+    1024,  # F_SETLEASE, and
+    1026,  # F_NOTIFY: tell what others, also outside, do with the files that all boxes share
+    1031,  # F_SETPIPE_SZ: takes from the pipe buffers that one user has for all boxes
+)
 _FIFO, _FILE_TYPE = 0o010000, 0o170000
 
-GUARDS: Final[dict[str, Guard | int]] = {
-    "socket": Guard(0, _UNIX_INET_INET6),
-    "socketpair": Guard(0, _UNIX_INET_INET6),
-    "clone": Guard(0, (0,), CLONE_NEW_ANY),
+GUARDS: Final[dict[str, tuple[Guard, ...] | int]] = {
+    # Other protocols would have the kernel load modules, and be attacked in them.
+    "socket": (
+        Guard(0, _UNIX_INET_INET6),
+        Guard(1, _STREAM_DATAGRAM_SEQPACKET, _SOCKET_TYPE),
+        Guard(2, _DEFAULT_TCP_UDP),
+    ),
+    "socketpair": (Guard(0, _UNIX_INET_INET6),),
+    "fcntl": (Guard(1, _TELLING_OR_BINDING_FCNTLS, refused=True),),
+    "clone": (Guard(0, (0,), CLONE_NEW_ANY),),
     "clone3": ENOSYS,
-    "prctl": Guard(0, _HARMLESS_PRCTLS),
-    "ioctl": Guard(1, _TERMINAL_AND_PIPE_IOCTLS),
+    "prctl": (Guard(0, _HARMLESS_PRCTLS),),
+    "ioctl": (Guard(1, _TERMINAL_AND_PIPE_IOCTLS),),
     # On another process it could starve our pid 1 of memory or descriptors and so pass off a failure as ours.
-    "prlimit64": Guard(0, (0,)),
-    "mknod": Guard(1, (_FIFO,), _FILE_TYPE),
-    "mknodat": Guard(2, (_FIFO,), _FILE_TYPE),
+    "prlimit64": (Guard(0, (0,)),),
+    "mknod": (Guard(1, (_FIFO,), _FILE_TYPE),),
+    "mknodat": (Guard(2, (_FIFO,), _FILE_TYPE),),
 }
-"""The rule of each call of `syscalls.GUARDED`: a condition on one argument, or a fixed answer."""
+"""The rule of each call of `syscalls.GUARDED`: conditions that must all hold, or a fixed answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,18 +174,28 @@ class _Program:
         self._code[upward] = (_JUMP, 0, 0, len(self._code) - upward - 1)
         self.tree(ranges[middle:])
 
-    def guard(self, name: str, rule: Guard | int) -> None:
+    def guard(self, name: str, rule: tuple[Guard, ...] | int) -> None:
         self._block_of[name] = len(self._code)
         if isinstance(rule, int):
             self.emit(_RETURN, rule)
             return
-        self.emit(_LOAD, _ARGUMENTS_AT + 8 * rule.argument)
-        if rule.mask != 0xFFFFFFFF:
-            self.emit(_AND, rule.mask)
-        for i, value in enumerate(rule.values):
-            self.emit(_JUMP_EQ, value, len(rule.values) - i, 0)
-        self.emit(_RETURN, EPERM)
+        for condition in rule:
+            self._condition(condition)
         self.emit(_RETURN, ALLOW)
+
+    def _condition(self, guard: Guard) -> None:
+        """Refuse unless `guard` holds; else go on with what follows."""
+        self.emit(_LOAD, _ARGUMENTS_AT + 8 * guard.argument)
+        if guard.mask != 0xFFFFFFFF:
+            self.emit(_AND, guard.mask)
+        left = len(guard.values)
+        for value in guard.values:
+            # Behind the comparisons lies the refusal; with `refused` a jump over it comes first.
+            self.emit(_JUMP_EQ, value, left, 0)
+            left -= 1
+        if guard.refused:
+            self.emit(_JUMP, 1)
+        self.emit(_RETURN, EPERM)
 
     def link(self) -> bytes:
         for at, name in self._jump_to_block.items():

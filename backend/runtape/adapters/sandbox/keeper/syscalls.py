@@ -2,8 +2,9 @@
 
 Grouped by purpose; every entry reads ``name:x86_64:aarch64``, an absent number meaning that the machine never had
 the call.  What is missing here is refused: namespaces and mounts, keyrings, bpf, perf, io_uring, userfaultfd,
-ptrace and its relatives, SysV and POSIX queues, memfd (it would hold memory that no process map shows), and all
-that needs a capability anyway.  Calls whose arguments decide are in `GUARDED`; `seccomp.py` has their rules.
+ptrace and its relatives, SysV and POSIX queues, memfd (it would hold memory that no process map shows), inotify (it
+would tell what others do with the files that all boxes share), and all that needs a capability anyway.  Calls whose
+arguments decide are in `GUARDED`; `seccomp.py` has their rules.
 
 Source: arch/x86/entry/syscalls/syscall_64.tbl and include/uapi/asm-generic/unistd.h, Linux 6.1 to 6.18.
 """
@@ -25,10 +26,10 @@ linkat:265:37 symlink:88: symlinkat:266:36 chmod:90: fchmod:91:52 fchmodat:268:5
 fchown:93:55 lchown:94: fchownat:260:54 utime:132: utimes:235: utimensat:280:88 futimesat:261: umask:95:166
 flock:73:32 getxattr:191:8 lgetxattr:192:9 fgetxattr:193:10 listxattr:194:11 llistxattr:195:12 flistxattr:196:13
 # descriptors and waiting
-dup:32:23 dup2:33: dup3:292:24 fcntl:72:25 pipe:22: pipe2:293:59 poll:7: ppoll:271:73 select:23: pselect6:270:72
+dup:32:23 dup2:33: dup3:292:24 pipe:22: pipe2:293:59 poll:7: ppoll:271:73 select:23: pselect6:270:72
 epoll_create:213: epoll_create1:291:20 epoll_ctl:233:21 epoll_wait:232: epoll_pwait:281:22 epoll_pwait2:441:441
 eventfd:284: eventfd2:290:19 timerfd_create:283:85 timerfd_settime:286:86 timerfd_gettime:287:87 signalfd:282:
-signalfd4:289:74 inotify_init:253: inotify_init1:294:26 inotify_add_watch:254:27 inotify_rm_watch:255:28
+signalfd4:289:74
 # memory
 mmap:9:222 munmap:11:215 mprotect:10:226 mremap:25:216 madvise:28:233 brk:12:214 mincore:27:232 msync:26:227
 membarrier:324:283
@@ -58,8 +59,8 @@ sendmmsg:307:269 recvmmsg:299:243
 """
 
 _GUARDED: Final = """\
-socket:41:198 socketpair:53:199 clone:56:220 clone3:435:435 prctl:157:167 ioctl:16:29 prlimit64:302:261
-mknod:133: mknodat:259:33
+socket:41:198 socketpair:53:199 fcntl:72:25 clone:56:220 clone3:435:435 prctl:157:167 ioctl:16:29
+prlimit64:302:261 mknod:133: mknodat:259:33
 """
 
 NEWEST: Final = 452

@@ -31,7 +31,9 @@ BOX_FDS: Final = 4
 ORDER_IN_FD: Final = 1
 STDIN_IN_FD: Final = 2
 INLINE_BYTES: Final = 60_000
-"""Greatest order in a datagram, and greatest stdin in an order: the latter must fit an empty pipe (64 KiB)."""
+"""Greatest order in a datagram."""
+INLINE_STDIN_BYTES: Final = 4096
+"""Greatest stdin in an order: it must fit an empty pipe, which is one page when the user's pipes hold too much."""
 DATAGRAM_BYTES: Final = 1 << 16
 
 
