@@ -93,7 +93,10 @@ async def test_allowance_is_told_on_every_answer_and_then_refused(serve: Callabl
         listed = [execution["execution_id"] for execution in calls[0].json()["executions"]]
         assert listed == accepted[::-1]
         assert_problem(await client.get("/user/executions"), 429, "rate_limited")
-        assert (await client.get("/health/ready")).status_code == 200
+        for path in ("/health/live", "/health/ready"):
+            answer = await client.get(path)
+            assert (answer.status_code, answer.headers["x-ratelimit-limit"]) == (200, "7")
+            assert answer.headers["x-ratelimit-remaining"] == "7"  # of the peer, who has made no call as nobody
     async with server.client(None) as nobody:
         answer = await nobody.get("/user/executions")
         assert (answer.status_code, answer.headers["x-ratelimit-remaining"]) == (401, "6")
