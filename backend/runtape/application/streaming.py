@@ -132,10 +132,14 @@ class ExecutionStream:
                     yield [HEARTBEAT]
                 return
             batch: Batch = []
+            size = 0
             continued = True
             while nudge is not None and continued:
+                added = len(batch)
                 continued = self._forward(nudge, batch)
-                nudge = self._subscription.pending() if continued else None
+                size += sum(len(frame.body) for frame in batch[added:])
+                # The rest stays in the backlog, which is bounded, until this much was sent.
+                nudge = self._subscription.pending() if continued and size < PAGE_BYTES else None
             if batch:
                 yield batch
             if not continued:
@@ -252,16 +256,20 @@ class ExecutionStream:
         for attempt in range(max(1, self._at.attempt), last_attempt + 1):
             if attempt > self._at.attempt:
                 self._at = Cursor(self._at.version, attempt, 0)
-            while records := await self._tape.read(PodKey(execution.id, attempt), self._at.seq, PAGE_BYTES):
-                batch: Batch = []
-                for record in records:
-                    if record.seq > self._at.seq + 1:
-                        batch.append(self._skip_to(record.seq - 1))
-                    self._at = Cursor(self._at.version, attempt, record.seq)
-                    batch.append(Frame("output", self._at, output_frame(attempt, record)))
+            while batch := await self._page(PodKey(execution.id, attempt)):
                 yield batch
         if self._pruned(execution, last_attempt):
             yield [self._skip_to(execution.last_seq)]
+
+    async def _page(self, key: PodKey) -> Batch:
+        """Return the frames of the next records; what the tape gave is not kept while they are sent."""
+        batch: Batch = []
+        for record in await self._tape.read(key, self._at.seq, PAGE_BYTES):
+            if record.seq > self._at.seq + 1:
+                batch.append(self._skip_to(record.seq - 1))
+            self._at = Cursor(self._at.version, key.attempt, record.seq)
+            batch.append(Frame("output", self._at, output_frame(key.attempt, record)))
+        return batch
 
     def _pruned(self, execution: Execution, attempt: int) -> bool:
         """Whether the tape of `attempt`, which was read to its end, has lost its end since it was complete."""
