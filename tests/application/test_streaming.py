@@ -24,7 +24,7 @@ from runtape.domain.tape import Record, Stream
 from runtape.ports.admission import Place
 from runtape.ports.live import FeedClosed, LifecycleNudge, Nudge, OutputNudge, QueueNudge, SubscriptionClosed
 from runtape.ports.pod_runtime import PodKey
-from runtape.ports.stores import TapeSummary
+from runtape.ports.stores import HEAD_BYTES, TapeSummary
 from tests.application.world import CAPACITY, World, a_world, body, event_types
 from tests.builders import EXECUTION, EXITED, LEASE_TTL, LOST, records, requested
 from tests.clocks import START, ManualClock
@@ -62,6 +62,10 @@ class Truth:
             stderr_head=err[:65536],
             truncated=False,
         )
+
+    async def read_stream(self, key: PodKey, stream: Stream, start: int, end: int) -> AsyncIterator[bytes]:
+        whole = b"".join(record.data for record in self.tapes.get(key.attempt, []) if record.stream is stream)
+        yield whole[start:end]
 
     async def place(self, execution_id: str) -> Place | None:
         return self.place_of
@@ -320,6 +324,58 @@ async def test_a_dropped_connection_resumes_in_mid_stream(telling: tuple[list[Fa
     rest = await read(truth, Script(), at)
     if not (first and first[-1].event == "end"):
         assert_whole([*first, *rest], truth)
+
+
+class Digested(Truth):
+    """A finished run whose tape may be read in part, and never as a whole."""
+
+    def __init__(self, stdout: bytes) -> None:
+        super().__init__(tapes={1: records(*(stdout[at : at + 10_000] for at in range(0, len(stdout), 10_000)))})
+        self.heads_read: list[tuple[Stream, int]] = []
+        self.pages_read = 0
+        last_seq = len(self.tapes[1])
+        digest = StoredResult(
+            stdout_bytes=len(stdout), stdout_sha256=hashlib.sha256(stdout).hexdigest(), stderr_sha256="of nothing"
+        )
+        happens(starts, finishes(EXITED, last_seq), lambda e: executions.store_result(e, digest, START)).apply(self)
+        assert self.execution is not None
+        self.before_result = Cursor(self.execution.version - 1, 1, last_seq)
+
+    async def summary(self, key: PodKey) -> TapeSummary:
+        raise AssertionError("the whole tape would be read and hashed")
+
+    async def read(self, key: PodKey, after_seq: int, limit_bytes: int) -> Sequence[Record]:
+        found = await super().read(key, after_seq, limit_bytes)
+        self.pages_read += bool(found)
+        return found
+
+    async def read_stream(self, key: PodKey, stream: Stream, start: int, end: int) -> AsyncIterator[bytes]:
+        self.heads_read.append((stream, end))
+        async for piece in super().read_stream(key, stream, start, end):
+            yield piece
+
+
+async def test_a_late_result_is_told_from_the_stored_digests_and_the_heads_alone() -> None:
+    stdout = b"0123456789" * 30_000
+    truth = Digested(stdout)
+    frames = await read(truth, Script(), truth.before_result)
+    assert event_types(frames) == ["result_stored", "end"]
+    result = body(frames[0])["result"]
+    assert result["stdout"].encode() == stdout[:HEAD_BYTES]
+    assert result["truncated_inline"]
+    assert (result["stdout_bytes"], result["stdout_sha256"]) == (len(stdout), hashlib.sha256(stdout).hexdigest())
+    assert (result["stderr"], result["stderr_bytes"], result["stderr_sha256"]) == ("", 0, "of nothing")
+    assert truth.heads_read == [(Stream.STDOUT, HEAD_BYTES), (Stream.STDERR, 0)]
+    assert truth.pages_read == 0
+
+
+async def test_a_cursor_beyond_a_stored_result_is_told_so_without_reading_the_tape() -> None:
+    truth = Digested(b"0123456789" * 30_000)
+    last = truth.before_result
+    frames = await read(truth, Script(), Cursor(last.version, 1, 10**12))
+    assert event_types(frames) == ["gap", "result_stored", "end"]
+    assert frames[0].cursor == last
+    assert truth.pages_read == 0
 
 
 class TestCursor:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import msgspec
 
 from runtape.application.announcing import lifecycle_frame, output_frame
+from runtape.application.results import summary_of
 from runtape.domain.errors import ValidationFailed
 from runtape.domain.events import (
     ExecutionCancelled,
@@ -220,7 +221,7 @@ class ExecutionStream:
             self._step(step)
             summary = None
             if step.type == ResultStored.type:
-                summary = await self._tape.summary(PodKey(execution.id, execution.attempt))
+                summary = await summary_of(execution, self._tape)
             batch.append(Frame(None, self._at, lifecycle_frame(execution, step, summary)))
         if execution.result is not None:
             if batch:
@@ -301,8 +302,9 @@ class ExecutionStream:
         return _gap(at, actual, "ahead")
 
     async def _last_seq(self, execution: Execution, attempt: int, seq: int) -> int:
-        if attempt == execution.attempt and execution.outcome is not None and seq <= execution.last_seq:
-            return seq
+        told = execution.outcome is not None and (execution.result is not None or seq <= execution.last_seq)
+        if told and attempt == execution.attempt:
+            return execution.last_seq
         return (await self._tape.summary(PodKey(execution.id, attempt))).last_seq
 
 
