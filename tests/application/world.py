@@ -102,6 +102,7 @@ class World:
                     event_log=self.stores.log,
                     flow=self.flow,
                     tasks=self.tasks,
+                    at_once=2,  # few, so that one may wait for another's place
                 )
                 self.tasks.spawn(consumer.run(), part.group)
 
