@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from runtape.adapters.embedded.live_feed import InProcessLiveFeed
 from runtape.application import streaming
 from runtape.application.announcing import lifecycle_frame, output_frame
-from runtape.application.streaming import HEARTBEAT, Cursor, ExecutionStream, Frame
+from runtape.application.streaming import HEARTBEAT, Confirm, Cursor, ExecutionStream, Frame, always
 from runtape.domain import execution as executions
-from runtape.domain.errors import ValidationFailed
+from runtape.domain.errors import Unauthenticated, ValidationFailed
 from runtape.domain.events import ExecutionEvent, StoredResult
 from runtape.domain.execution import Execution, evolve, evolve_all
 from runtape.domain.outcome import Outcome, OutcomeKind, Usage
@@ -184,17 +184,25 @@ class Script:
 BEGINNING = Cursor()
 
 
-def a_stream(truth: Truth, subscription: Any, cursor: Cursor = BEGINNING) -> ExecutionStream:
+def a_stream(
+    truth: Truth,
+    subscription: Any,
+    cursor: Cursor = BEGINNING,
+    *,
+    clock: ManualClock | None = None,
+    confirm: Confirm = always,
+) -> ExecutionStream:
     return ExecutionStream(
         executions=cast(Any, truth),
         tape=cast(Any, truth),
         feed=InProcessLiveFeed(),
         queue=cast(Any, truth),
-        clock=ManualClock(),
+        clock=clock or ManualClock(),
         execution_id=EXECUTION,
         cursor=cursor,
         subscription=subscription,
         heartbeat_s=15.0,
+        confirm=confirm,
     )
 
 
@@ -509,11 +517,62 @@ async def test_heartbeats_come_when_nothing_happens_and_never_late() -> None:
             clock.advance(6 if len(asked) == 1 else timeout_s)
             return QueueNudge() if len(asked) == 1 else None
 
-    stream = a_stream(truth, Quiet())
-    stream._clock = clock  # pyright: ignore[reportPrivateUsage]
+    stream = a_stream(truth, Quiet(), clock=clock)
     frames = [frame async for batch in stream.batches() for frame in batch]
     assert frames.count(HEARTBEAT) == 3
     assert asked == [15.0] * 5
+
+
+class Rights:
+    """A `Confirm` that a test can end; it counts how often it was asked."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.ended = False
+
+    async def __call__(self) -> None:
+        self.asked += 1
+        if self.ended:
+            raise Unauthenticated("the API key is unknown or was revoked")
+
+
+async def test_a_reader_without_rights_is_told_so_at_the_next_heartbeat() -> None:
+    truth, clock, rights = finished([happens(starts), prints(1, 1, "a")]), ManualClock(), Rights()
+
+    def silence() -> None:
+        clock.advance(15.0)
+
+    def end_of_rights() -> None:
+        rights.ended = True
+        clock.advance(15.0)
+
+    stream = a_stream(truth, Script(silence, silence, end_of_rights, silence), clock=clock, confirm=rights)
+    frames = [frame async for batch in stream.batches() for frame in batch]
+    assert rights.asked == 3
+    assert frames.count(HEARTBEAT) == 2
+    assert (frames[-1].event, frames[-1].cursor, frames[-1].retry_ms) == ("shutdown", None, 1000)
+    assert body(frames[-1]) == {"code": "unauthenticated", "detail": "the API key is unknown or was revoked"}
+
+
+async def test_a_reader_is_asked_for_rights_as_often_while_there_is_no_silence() -> None:
+    story = [prints(1, seq, "x") for seq in range(1, 100)]
+    truth, clock, rights = finished([happens(starts)]), ManualClock(), Rights()
+
+    def telling(fact: Fact) -> Callable[[], Nudge]:
+        def tell() -> Nudge:
+            fact.apply(truth)
+            clock.advance(1.0)
+            rights.ended = clock.monotonic_s() >= 1050.0
+            return fact.nudge(truth)
+
+        return tell
+
+    stream = a_stream(truth, Script(*map(telling, story)), clock=clock, confirm=rights)
+    frames = [frame async for batch in stream.batches() for frame in batch]
+    assert HEARTBEAT not in frames
+    assert rights.asked == 4
+    assert [frame.cursor.seq for frame in frames if frame.event == "output" and frame.cursor] == list(range(1, 60))
+    assert frames[-1].event == "shutdown"
 
 
 class TestAgainstTheRealThing:

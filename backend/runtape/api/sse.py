@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from starlette.types import Message, Receive, Send
 
-from runtape.application.streaming import HEARTBEAT, Batch, Cursor, Frame, Streams
+from runtape.application.streaming import HEARTBEAT, Batch, Confirm, Cursor, Frame, Streams
 from runtape.domain.ids import ExecutionId
 from runtape.ports.live import SubscriptionClosed
 
@@ -71,13 +71,14 @@ class EventStreams:
         cursor: Cursor,
         receive: Receive,
         send: Send,
+        confirm: Confirm,
         headers: Iterable[tuple[bytes, bytes]] = (),
     ) -> None:
-        """Send the stream from `cursor` until it ends, the client leaves or stops reading, or we shut down.
+        """Send the stream from `cursor` until it ends, the client leaves, stops reading or may not read on, or we stop.
 
         The request's body has been received.
         """
-        stream, subscription = self._streams.open(execution_id, cursor)
+        stream, subscription = self._streams.open(execution_id, cursor, confirm)
         # The server tells a client's leaving through `receive` alone; closing the subscription ends the stream.
         gone = asyncio.ensure_future(_disconnected(receive))
         gone.add_done_callback(lambda _: subscription.close())

@@ -10,16 +10,20 @@ make the stream catch up again.  So the feed may lose anything: that costs delay
 
 Order: the records of an attempt come before the event that ends it, and all of them before ``result.stored``,
 which is the last frame but ``end``.
+
+Rights may end while a stream is open, so whoever opened it is asked again at each heartbeat, and as often while there
+is no silence.  Without them the stream closes with ``shutdown``, as when the server stops: a client then connects
+again, as every client knows how to, and is told why it may not with a status that ends its tries.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
 import msgspec
 
 from runtape.application.announcing import lifecycle_frame, output_frame
 from runtape.application.results import summary_of
-from runtape.domain.errors import ValidationFailed
+from runtape.domain.errors import Unauthenticated, ValidationFailed
 from runtape.domain.events import (
     ExecutionCancelled,
     ExecutionCompleted,
@@ -80,6 +84,12 @@ HEARTBEAT = Frame("heartbeat", None, b"")
 RETRY_MS = 1000
 
 Batch = list[Frame]
+Confirm = Callable[[], Awaitable[None]]
+"""Returns while the reader may go on reading.  Raises: Unauthenticated, Transient."""
+
+
+async def always() -> None:
+    """Confirm a reader whose rights cannot end."""
 
 
 class ExecutionStream:
@@ -97,6 +107,7 @@ class ExecutionStream:
         cursor: Cursor,
         subscription: Subscription,
         heartbeat_s: float,
+        confirm: Confirm,
     ) -> None:
         self._executions = executions
         self._tape = tape
@@ -107,21 +118,30 @@ class ExecutionStream:
         self._at = cursor
         self._subscription = subscription
         self._heartbeat_s = heartbeat_s
+        self._confirm = confirm
+        self._confirm_at_s = clock.monotonic_s() + heartbeat_s
 
     async def batches(self) -> AsyncIterator[Batch]:
         """Yield batches until ``end`` or ``shutdown`` was yielded.  Raises: SubscriptionClosed."""
         try:
             while True:
-                async for batch in self._catch_up():
-                    yield batch
-                    if batch[-1].event == "end":
-                        return
-                async for batch in self._follow():
-                    yield batch
-                    if batch[-1].event == "end":
-                        return
+                for part in (self._catch_up, self._follow):
+                    async for batch in part():
+                        await self._confirm_in_time()
+                        yield batch
+                        if batch[-1].event == "end":
+                            return
         except FeedClosed:
             yield [Frame("shutdown", None, b"{}", RETRY_MS)]
+        except Unauthenticated as refusal:
+            yield [Frame("shutdown", None, _encode({"code": refusal.code, "detail": str(refusal)}), RETRY_MS)]
+
+    async def _confirm_in_time(self) -> None:
+        """Ask whether the reader still may read, if that was not asked since the last heartbeat was due."""
+        now_s = self._clock.monotonic_s()
+        if now_s >= self._confirm_at_s:
+            self._confirm_at_s = now_s + self._heartbeat_s
+            await self._confirm()
 
     async def _follow(self) -> AsyncIterator[Batch]:
         """Forward nudges while each continues the cursor; returns when the stream has to catch up."""
@@ -333,7 +353,9 @@ class Streams:
         self._clock = clock
         self._heartbeat_s = heartbeat_s
 
-    def open(self, execution_id: ExecutionId, cursor: Cursor) -> tuple[ExecutionStream, Subscription]:
+    def open(
+        self, execution_id: ExecutionId, cursor: Cursor, confirm: Confirm = always
+    ) -> tuple[ExecutionStream, Subscription]:
         """Subscribe at once and return the stream with its subscription, which the caller closes."""
         subscription = self._feed.subscribe(execution_id)
         stream = ExecutionStream(
@@ -346,5 +368,6 @@ class Streams:
             cursor=cursor,
             subscription=subscription,
             heartbeat_s=self._heartbeat_s,
+            confirm=confirm,
         )
         return stream, subscription
