@@ -195,7 +195,14 @@ async def cancel_execution(
 @router.post(
     "/executions/{execution_id}/retry",
     response_model=Accepted,
-    responses=_change("not_terminal", "idempotency_conflict", "queue_full"),
+    responses=_change(
+        "not_terminal",
+        "runtime_unknown",
+        "version_unknown",
+        "limit_out_of_range",
+        "idempotency_conflict",
+        "queue_full",
+    ),
 )
 async def retry_execution(
     execution_id: ExecutionIdPath,
