@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,16 +21,13 @@ from runtape.ports.errors import InfrastructureError, Permanent, Transient
 SCHEMA = ("create table if not exists notes (n integer primary key, text text)",)
 Work = Callable[[sqlite3.Connection], None]
 
-
-@pytest.fixture(autouse=True)
-def small_wal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Growing the log in advance is for speed; the tests do without."""
-    monkeypatch.setattr(database_module, "WAL_BYTES", 1 << 16)
+make_database = partial(Database, schema=SCHEMA, wal_bytes=1 << 16)
+"""Growing the log in advance is for speed; most tests do without."""
 
 
 @pytest.fixture
 async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    database = Database(tmp_path / "test.db", SCHEMA)
+    database = make_database(tmp_path / "test.db")
     await database.open()
     yield database
     await database.close()
@@ -254,7 +252,7 @@ class TestReaders:
 
 class TestOpeningAndClosing:
     async def test_close_commits_what_is_queued(self, tmp_path: Path) -> None:
-        database = Database(tmp_path / "test.db", SCHEMA)
+        database = make_database(tmp_path / "test.db")
         await database.open()
         holding = await hold(database)
         writes = [database.write(insert(n)) for n in range(2 * GROUP_LIMIT)]
@@ -266,7 +264,7 @@ class TestOpeningAndClosing:
         assert notes_in(tmp_path / "test.db") == list(range(2 * GROUP_LIMIT))
 
     async def test_closed_database_refuses_and_closes_again(self, tmp_path: Path) -> None:
-        database = Database(tmp_path / "test.db", SCHEMA)
+        database = make_database(tmp_path / "test.db")
         await database.open()
         await database.close()
         await database.close()
@@ -276,7 +274,7 @@ class TestOpeningAndClosing:
 
     async def test_close_leaves_one_file_of_mode_0600(self, tmp_path: Path) -> None:
         path = tmp_path / "data" / "test.db"
-        database = Database(path, SCHEMA)
+        database = make_database(path)
         await database.open()
         await database.write(insert(1))
         modes = {each.name: stat.S_IMODE(each.stat().st_mode) for each in path.parent.iterdir()}
@@ -289,7 +287,7 @@ class TestOpeningAndClosing:
         with contextlib.closing(sqlite3.connect(path)) as connection:
             connection.execute(f"pragma user_version={database_module.SCHEMA_VERSION + 1}")
         with pytest.raises(Permanent, match="newer"):
-            await Database(path, SCHEMA).open()
+            await make_database(path).open()
         with contextlib.closing(sqlite3.connect(path)) as connection:
             assert connection.execute("select count(*) from sqlite_schema").fetchone() == (0,)
 
@@ -297,7 +295,7 @@ class TestOpeningAndClosing:
         path = tmp_path / "test.db"
         path.write_text("this is a diary, and it is private\n" * 100)
         with pytest.raises(Permanent):
-            await Database(path, SCHEMA).open()
+            await make_database(path).open()
         assert path.read_text().startswith("this is a diary")
 
 
@@ -305,11 +303,9 @@ WRITES_FOREVER = """
 import asyncio, os, sys
 from pathlib import Path
 from runtape.adapters.embedded import database
-database.WAL_BYTES = 1 << 16
-database.CHECKPOINT_BYTES = 1 << 19
 
 async def main():
-    store = database.Database(Path(sys.argv[1]), (sys.argv[2],))
+    store = database.Database(Path(sys.argv[1]), (sys.argv[2],), wal_bytes=1 << 20)
     await store.open()
 
     async def writer(first):
@@ -331,7 +327,7 @@ async def test_process_killed_while_it_writes_keeps_every_acknowledged_write(tmp
     path = tmp_path / "test.db"
     lines = await asyncio.to_thread(_kill_after, path, acknowledged)
     assert len(lines) >= acknowledged
-    reopened = Database(path, SCHEMA)
+    reopened = make_database(path)
     await reopened.open()
     kept = set(await reopened.read(all_notes))
     await reopened.write(insert(-1))
@@ -409,10 +405,74 @@ async def test_large_log_is_not_checkpointed_after_every_group(tmp_path: Path) -
             checkpoints += 1
             super()._checkpoint(connection)
 
-    database = Counting(tmp_path / "test.db", SCHEMA, wal_bytes=1 << 16)
+    database = Counting(tmp_path / "test.db", SCHEMA, wal_bytes=1 << 20)
     await database.open()
     await database.write(insert(0, "x" * (40 << 20)))
     for number in range(1, 60):
         await database.write(insert(number))
     await database.close()
     assert 1 <= checkpoints <= 2
+
+
+@pytest.mark.parametrize("text_bytes", [100, 60_000])
+async def test_log_stays_within_its_file_under_sustained_writes(tmp_path: Path, text_bytes: int) -> None:
+    path = tmp_path / "test.db"
+    loop = asyncio.get_running_loop()
+    replace = "insert or replace into notes values (?, ?)"
+
+    def put(n: int) -> Work:
+        return lambda connection: connection.execute(replace, (n % 50, "x" * text_bytes)) and None
+
+    async def one_more() -> None:
+        await database.write(put(0))
+
+    class Overtaken(Database):
+        """Something is written while the log is copied, so the copy never reaches its end."""
+
+        copies = 0
+
+        def _checkpoint(self, connection: sqlite3.Connection) -> None:
+            self.copies += 1
+            with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as beside:
+                beside.execute("begin")
+                all_notes(beside)
+                asyncio.run_coroutine_threadsafe(one_more(), loop).result(20)
+                super()._checkpoint(connection)
+
+    database = Overtaken(path, SCHEMA, readers=1, wal_bytes=1 << 20)
+    await database.open()
+    for n in range(10 * (1 << 20) // max(text_bytes, 4096)):
+        await database.write(put(n))
+        await database.read(all_notes)  # the one reader answers behind the copy that it makes
+    length = (tmp_path / "test.db-wal").stat().st_size
+    await database.close()
+    assert database.copies >= 10
+    assert length == 1 << 20
+
+
+async def test_writer_waits_for_the_copy_before_the_log_outgrows_its_file(tmp_path: Path) -> None:
+    released = threading.Event()
+
+    class Awaited(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            released.set()
+            return super().wait(timeout)
+
+    class Slow(Database):
+        def _checkpoint(self, connection: sqlite3.Connection) -> None:
+            assert released.wait(20)
+            super()._checkpoint(connection)
+
+    def last(connection: sqlite3.Connection) -> None:
+        released.set()  # by a writer that has not waited
+
+    database = Slow(tmp_path / "test.db", SCHEMA, wal_bytes=1 << 20)
+    database._checkpointed = Awaited()
+    database._checkpointed.set()
+    await database.open()
+    for n in range(40):
+        await database.write(insert(n, "x" * 60_000))
+    await database.write(last)
+    length = (tmp_path / "test.db-wal").stat().st_size
+    await database.close()
+    assert length <= (1 << 20) + 70_000

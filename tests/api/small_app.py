@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
-import pytest
 from dishka import Provider, Scope, make_async_container
 from dishka.integrations.fastapi import setup_dishka
 from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from runtape.adapters.embedded import database as database_module
 from runtape.adapters.embedded import identity_store
 from runtape.adapters.embedded.database import Database
 from runtape.adapters.embedded.identity_store import SqliteIdentityStore
@@ -127,10 +125,9 @@ async def small_app(
     folder: Path, allowances: Mapping[str, Allowance] = ALLOWANCES, max_body_bytes: int = 1000
 ) -> AsyncIterator[SmallApp]:
     """Run the application over a store in `folder`, with the user admin."""
-    database = Database(folder / "runtape.db", identity_store.SCHEMA)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(database_module, "WAL_BYTES", 1 << 16)  # what is grown in advance for speed costs a test 0.3 s
-        await database.open()
+    # What is grown in advance for speed costs a test 0.3 s.
+    database = Database(folder / "runtape.db", identity_store.SCHEMA, wal_bytes=1 << 16)
+    await database.open()
     clock = ManualClock()
     store = SqliteIdentityStore(database)
     hasher = Argon2Hasher(memory_kib=8, passes=1)

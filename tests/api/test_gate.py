@@ -11,6 +11,7 @@ from starlette.types import Message, Receive, Scope, Send
 from structlog.testing import capture_logs
 
 from runtape.api.gate import ALLOWANCES, Gate
+from runtape.ports.errors import Transient
 from runtape.ports.limits import Allowance
 from tests.api.small_app import SECRET, SmallApp, small_app
 
@@ -280,7 +281,26 @@ class TestAllowances:
         for _ in range(8):
             answer = await limited.client.get("/api/v1/health/live", headers=bearer("rt_0_wrong"))
             assert answer.status_code == 200
-            assert "x-ratelimit-limit" not in answer.headers
+
+    async def test_health_tells_the_peers_other_calls_and_uses_none(self, limited: SmallApp) -> None:
+        async def told(client: httpx2.AsyncClient) -> tuple[str, str, str]:
+            answer = await client.get("/api/v1/health/live", headers=bearer("rt_0_wrong"))
+            assert answer.status_code == 200
+            limit, remaining, reset_s = (answer.headers[f"x-ratelimit-{n}"] for n in ("limit", "remaining", "reset"))
+            return limit, remaining, reset_s
+
+        assert [await told(limited.client) for _ in range(3)] == [("5", "5", "0")] * 3
+        for left in reversed(range(5)):
+            assert (await limited.client.get("/api/v1/open")).headers["x-ratelimit-remaining"] == str(left)
+        assert [await told(limited.client) for _ in range(3)] == [("5", "0", "60")] * 3
+        async with limited.from_peer("198.51.100.4") as elsewhere:
+            assert await told(elsewhere) == ("5", "5", "0")
+
+    async def test_health_answers_while_the_limiter_does_not(self, running: SmallApp) -> None:
+        probe = Probe([{"type": "http.request", "body": b"", "more_body": False}])
+        gate = Gate(running.app, running.identity, AbsentLimiter())
+        await gate(request("GET", "/api/v1/health/live"), probe.receive, probe.send)
+        assert probe.status == 200
 
 
 class TestSize:
@@ -428,6 +448,15 @@ class TestEdges:
 class NoLimiter:
     async def take(self, key: str, allowance: Allowance) -> Any:
         raise AssertionError("nothing is counted here")
+
+    peek = take
+
+
+class AbsentLimiter:
+    async def take(self, key: str, allowance: Allowance) -> Any:
+        raise Transient("the limiter is away")
+
+    peek = take
 
 
 @dataclass(slots=True)

@@ -23,8 +23,8 @@ T = TypeVar("T")
 class InlineDatabase(Database):
     """`Database` that does each piece of work at once, on the loop."""
 
-    def __init__(self, path: Path, schema: tuple[str, ...], *, readers: int = 2) -> None:
-        super().__init__(path, schema, readers=readers)
+    def __init__(self, path: Path, schema: tuple[str, ...], *, readers: int = 2, wal_bytes: int = 0) -> None:
+        super().__init__(path, schema, readers=readers, wal_bytes=wal_bytes)
         self._connection = sqlite3.connect(path, isolation_level=None)
         self._connection.execute("pragma journal_mode=memory")
         self._connection.execute("pragma synchronous=off")

@@ -384,6 +384,43 @@ class TestKeys:
         assert key_principal(key, user).scopes == {Scope.EXECUTE, Scope.READ}
 
 
+class TestConfirmation:
+    @pytest.mark.parametrize("kind", CredentialKind)
+    async def test_live_credentials_are_confirmed_and_read_again_once_they_are_not_cached(
+        self, world: World, kind: CredentialKind
+    ) -> None:
+        if kind is CredentialKind.SESSION:
+            login = await world.identity.login("admin", PASSWORD, PEER)
+            principal = await world.identity.authenticate_session(login.token)
+        else:
+            principal = await world.identity.authenticate_key(await world.key(Scope.READ))
+        finished_at_once(world.identity.confirm(principal))
+        assert world.store.reads == 1
+        world.clock.advance(30)
+        await world.identity.confirm(principal)
+        assert world.store.reads == 2
+
+    async def test_ended_credentials_are_refused(self, world: World) -> None:
+        key = await world.identity.authenticate_key(await world.key(Scope.READ))
+        login = await world.identity.login("admin", PASSWORD, PEER)
+        session = await world.identity.authenticate_session(login.token)
+        await world.identity.revoke_key(await world.admin(), ApiKeyId(key.credential_id))
+        with pytest.raises(Unauthenticated, match="unknown or was revoked"):
+            await world.identity.confirm(key)
+        await world.identity.confirm(session)
+        await world.identity.logout(session)
+        with pytest.raises(Unauthenticated, match="session has ended"):
+            await world.identity.confirm(session)
+
+    async def test_rights_that_have_changed_are_not_confirmed(self, world: World) -> None:
+        principal = await world.identity.authenticate_key(await world.key(Scope.READ))
+        held = world.store.keys[principal.credential_id]
+        world.store.keys[held.id] = replace(held, scopes=frozenset({Scope.EXECUTE}))
+        world.clock.advance(30)
+        with pytest.raises(Unauthenticated, match="have changed"):
+            await world.identity.confirm(principal)
+
+
 class TestCache:
     async def test_hot_key_is_answered_without_waiting_or_reading(self, world: World) -> None:
         plain = await world.key(Scope.READ)

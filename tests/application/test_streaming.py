@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from runtape.adapters.embedded.live_feed import InProcessLiveFeed
 from runtape.application import streaming
 from runtape.application.announcing import lifecycle_frame, output_frame
-from runtape.application.streaming import HEARTBEAT, Cursor, ExecutionStream, Frame
+from runtape.application.streaming import HEARTBEAT, Confirm, Cursor, ExecutionStream, Frame, always
 from runtape.domain import execution as executions
-from runtape.domain.errors import ValidationFailed
+from runtape.domain.errors import Unauthenticated, ValidationFailed
 from runtape.domain.events import ExecutionEvent, StoredResult
 from runtape.domain.execution import Execution, evolve, evolve_all
 from runtape.domain.outcome import Outcome, OutcomeKind, Usage
@@ -24,7 +24,7 @@ from runtape.domain.tape import Record, Stream
 from runtape.ports.admission import Place
 from runtape.ports.live import FeedClosed, LifecycleNudge, Nudge, OutputNudge, QueueNudge, SubscriptionClosed
 from runtape.ports.pod_runtime import PodKey
-from runtape.ports.stores import TapeSummary
+from runtape.ports.stores import HEAD_BYTES, TapeSummary
 from tests.application.world import CAPACITY, World, a_world, body, event_types
 from tests.builders import EXECUTION, EXITED, LEASE_TTL, LOST, records, requested
 from tests.clocks import START, ManualClock
@@ -62,6 +62,10 @@ class Truth:
             stderr_head=err[:65536],
             truncated=False,
         )
+
+    async def read_stream(self, key: PodKey, stream: Stream, start: int, end: int) -> AsyncIterator[bytes]:
+        whole = b"".join(record.data for record in self.tapes.get(key.attempt, []) if record.stream is stream)
+        yield whole[start:end]
 
     async def place(self, execution_id: str) -> Place | None:
         return self.place_of
@@ -180,17 +184,25 @@ class Script:
 BEGINNING = Cursor()
 
 
-def a_stream(truth: Truth, subscription: Any, cursor: Cursor = BEGINNING) -> ExecutionStream:
+def a_stream(
+    truth: Truth,
+    subscription: Any,
+    cursor: Cursor = BEGINNING,
+    *,
+    clock: ManualClock | None = None,
+    confirm: Confirm = always,
+) -> ExecutionStream:
     return ExecutionStream(
         executions=cast(Any, truth),
         tape=cast(Any, truth),
         feed=InProcessLiveFeed(),
         queue=cast(Any, truth),
-        clock=ManualClock(),
+        clock=clock or ManualClock(),
         execution_id=EXECUTION,
         cursor=cursor,
         subscription=subscription,
         heartbeat_s=15.0,
+        confirm=confirm,
     )
 
 
@@ -320,6 +332,58 @@ async def test_a_dropped_connection_resumes_in_mid_stream(telling: tuple[list[Fa
     rest = await read(truth, Script(), at)
     if not (first and first[-1].event == "end"):
         assert_whole([*first, *rest], truth)
+
+
+class Digested(Truth):
+    """A finished run whose tape may be read in part, and never as a whole."""
+
+    def __init__(self, stdout: bytes) -> None:
+        super().__init__(tapes={1: records(*(stdout[at : at + 10_000] for at in range(0, len(stdout), 10_000)))})
+        self.heads_read: list[tuple[Stream, int]] = []
+        self.pages_read = 0
+        last_seq = len(self.tapes[1])
+        digest = StoredResult(
+            stdout_bytes=len(stdout), stdout_sha256=hashlib.sha256(stdout).hexdigest(), stderr_sha256="of nothing"
+        )
+        happens(starts, finishes(EXITED, last_seq), lambda e: executions.store_result(e, digest, START)).apply(self)
+        assert self.execution is not None
+        self.before_result = Cursor(self.execution.version - 1, 1, last_seq)
+
+    async def summary(self, key: PodKey) -> TapeSummary:
+        raise AssertionError("the whole tape would be read and hashed")
+
+    async def read(self, key: PodKey, after_seq: int, limit_bytes: int) -> Sequence[Record]:
+        found = await super().read(key, after_seq, limit_bytes)
+        self.pages_read += bool(found)
+        return found
+
+    async def read_stream(self, key: PodKey, stream: Stream, start: int, end: int) -> AsyncIterator[bytes]:
+        self.heads_read.append((stream, end))
+        async for piece in super().read_stream(key, stream, start, end):
+            yield piece
+
+
+async def test_a_late_result_is_told_from_the_stored_digests_and_the_heads_alone() -> None:
+    stdout = b"0123456789" * 30_000
+    truth = Digested(stdout)
+    frames = await read(truth, Script(), truth.before_result)
+    assert event_types(frames) == ["result_stored", "end"]
+    result = body(frames[0])["result"]
+    assert result["stdout"].encode() == stdout[:HEAD_BYTES]
+    assert result["truncated_inline"]
+    assert (result["stdout_bytes"], result["stdout_sha256"]) == (len(stdout), hashlib.sha256(stdout).hexdigest())
+    assert (result["stderr"], result["stderr_bytes"], result["stderr_sha256"]) == ("", 0, "of nothing")
+    assert truth.heads_read == [(Stream.STDOUT, HEAD_BYTES), (Stream.STDERR, 0)]
+    assert truth.pages_read == 0
+
+
+async def test_a_cursor_beyond_a_stored_result_is_told_so_without_reading_the_tape() -> None:
+    truth = Digested(b"0123456789" * 30_000)
+    last = truth.before_result
+    frames = await read(truth, Script(), Cursor(last.version, 1, 10**12))
+    assert event_types(frames) == ["gap", "result_stored", "end"]
+    assert frames[0].cursor == last
+    assert truth.pages_read == 0
 
 
 class TestCursor:
@@ -453,11 +517,62 @@ async def test_heartbeats_come_when_nothing_happens_and_never_late() -> None:
             clock.advance(6 if len(asked) == 1 else timeout_s)
             return QueueNudge() if len(asked) == 1 else None
 
-    stream = a_stream(truth, Quiet())
-    stream._clock = clock  # pyright: ignore[reportPrivateUsage]
+    stream = a_stream(truth, Quiet(), clock=clock)
     frames = [frame async for batch in stream.batches() for frame in batch]
     assert frames.count(HEARTBEAT) == 3
     assert asked == [15.0] * 5
+
+
+class Rights:
+    """A `Confirm` that a test can end; it counts how often it was asked."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self.ended = False
+
+    async def __call__(self) -> None:
+        self.asked += 1
+        if self.ended:
+            raise Unauthenticated("the API key is unknown or was revoked")
+
+
+async def test_a_reader_without_rights_is_told_so_at_the_next_heartbeat() -> None:
+    truth, clock, rights = finished([happens(starts), prints(1, 1, "a")]), ManualClock(), Rights()
+
+    def silence() -> None:
+        clock.advance(15.0)
+
+    def end_of_rights() -> None:
+        rights.ended = True
+        clock.advance(15.0)
+
+    stream = a_stream(truth, Script(silence, silence, end_of_rights, silence), clock=clock, confirm=rights)
+    frames = [frame async for batch in stream.batches() for frame in batch]
+    assert rights.asked == 3
+    assert frames.count(HEARTBEAT) == 2
+    assert (frames[-1].event, frames[-1].cursor, frames[-1].retry_ms) == ("shutdown", None, 1000)
+    assert body(frames[-1]) == {"code": "unauthenticated", "detail": "the API key is unknown or was revoked"}
+
+
+async def test_a_reader_is_asked_for_rights_as_often_while_there_is_no_silence() -> None:
+    story = [prints(1, seq, "x") for seq in range(1, 100)]
+    truth, clock, rights = finished([happens(starts)]), ManualClock(), Rights()
+
+    def telling(fact: Fact) -> Callable[[], Nudge]:
+        def tell() -> Nudge:
+            fact.apply(truth)
+            clock.advance(1.0)
+            rights.ended = clock.monotonic_s() >= 1050.0
+            return fact.nudge(truth)
+
+        return tell
+
+    stream = a_stream(truth, Script(*map(telling, story)), clock=clock, confirm=rights)
+    frames = [frame async for batch in stream.batches() for frame in batch]
+    assert HEARTBEAT not in frames
+    assert rights.asked == 4
+    assert [frame.cursor.seq for frame in frames if frame.event == "output" and frame.cursor] == list(range(1, 60))
+    assert frames[-1].event == "shutdown"
 
 
 class TestAgainstTheRealThing:

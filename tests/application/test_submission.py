@@ -27,6 +27,7 @@ from runtape.domain.events import Priority
 from runtape.domain.execution import Execution, OnInterrupt
 from runtape.domain.identity import Role
 from runtape.domain.ids import ExecutionId
+from runtape.domain.limits import MAXIMUM, LimitPolicy
 from runtape.domain.saga import Saga
 from runtape.domain.source import SourceFile
 from runtape.ports.errors import Transient
@@ -34,6 +35,7 @@ from runtape.ports.pod_runtime import PodKey
 from runtape.ports.stores import ExecutionFilter
 from tests.application.world import ALICE, CAPACITY, World, a_submission, a_world
 from tests.builders import EXITED, a_principal
+from tests.clocks import CountingIds
 from tests.contract.embedded.basic import quick_place
 
 BOB = a_principal("bob")
@@ -228,6 +230,24 @@ class TestRetry:
         assert execution.retry_of == first
         assert (execution.spec, execution.source) == (earlier.spec, earlier.source)
         assert execution.outcome == earlier.outcome
+
+    async def test_limits_beyond_a_maximum_that_was_lowered_are_refused_and_leave_no_trace(self, folder: Path) -> None:
+        ids = CountingIds()
+        async with a_world(folder, ids=ids) as world:
+            await world.start()
+            long = await world.submit("print x", limits={"wall_s": 200})
+            short = await world.submit("print x", limits={"wall_s": 20})
+            await world.until_stored(long)
+            await world.until_stored(short)
+        lowered = LimitPolicy(maximum=replace(MAXIMUM, wall_s=20.0))
+        async with a_world(folder, limits=lowered, ids=ids) as world:
+            await world.start()
+            before = await everything(world)
+            with pytest.raises(LimitOutOfRange, match="submit its script again") as refusal:
+                await world.submissions.retry(ALICE, long, "a key")
+            assert refusal.value.field == "limits.wall_s"
+            assert await everything(world) == before
+            await world.until_stored(await world.submissions.retry(ALICE, short, "a key"))
 
     async def test_what_is_foreign_does_not_exist(self, world: World) -> None:
         first = await world.submit()

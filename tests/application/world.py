@@ -102,6 +102,7 @@ class World:
                     event_log=self.stores.log,
                     flow=self.flow,
                     tasks=self.tasks,
+                    at_once=2,  # few, so that one may wait for another's place
                 )
                 self.tasks.spawn(consumer.run(), part.group)
 
@@ -196,6 +197,7 @@ async def a_world(
     wrap: Callable[[Stores], Stores] = lambda stores: stores,
     make_pods: Callable[[], SimulatedPodRuntime] = SimulatedPodRuntime,
     wrap_pods: Callable[[SimulatedPodRuntime], Any] = lambda pods: pods,
+    limits: LimitPolicy | None = None,
     expect_failures: bool = False,
     database_type: type[Database] = Database,
 ) -> AsyncIterator[World]:
@@ -267,7 +269,7 @@ async def a_world(
                 queue=queue,
                 library=library,
                 catalogue=catalogue,
-                limits=LimitPolicy(),
+                limits=limits or LimitPolicy(),
                 clock=clock,
                 ids=ids,
             ),

@@ -2,6 +2,8 @@
 
 import asyncio
 import base64
+import hashlib
+import hmac
 import json
 import threading
 from collections.abc import Awaitable, Callable
@@ -9,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 EXECUTION = "0198c0de-feed-7000-8000-000000000001"
+INSTANCE = "the secret of the process in server.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,11 +20,18 @@ class Request:
 
     method: str
     path: str
+    query: str
     headers: dict[str, str]
     body: bytes
 
     def json(self) -> Any:
         return json.loads(self.body)
+
+
+def live(request: Request, instance: str = INSTANCE) -> dict[str, str]:
+    """Return the body of a health answer, with the proof that `instance` gives for the request's challenge."""
+    challenge = request.query.removeprefix("challenge=").encode()
+    return {"status": "ok", "instance_proof": hmac.new(instance.encode(), challenge, hashlib.sha256).hexdigest()}
 
 
 class Reply:
@@ -138,7 +148,8 @@ async def _read(reader: asyncio.StreamReader) -> Request | None:
     method, path, _ = first.split(" ")
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     body = await reader.readexactly(int(headers.get("content-length", 0)))
-    return Request(method, path.removeprefix("/api/v1"), headers, body)
+    path, _, query = path.removeprefix("/api/v1").partition("?")
+    return Request(method, path, query, headers, body)
 
 
 def output(

@@ -4,14 +4,15 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from runtape.cli.errors import CliError
+from runtape.cli.errors import CliError, Unreachable
 from runtape.cli.server import Locator, default_data
 from tests.cli.commands import runtape
-from tests.cli.fake_server import BEGIN, FakeServer, Reply, Request, output, result
+from tests.cli.fake_server import BEGIN, INSTANCE, FakeServer, Handler, Reply, Request, live, output, result
 
 # Called as `up` would be.  Notes the call, and does what the file "does" says for this call.
 STAND_IN = """
@@ -28,7 +29,7 @@ if "hangs" in does:
     signal.pause()
 if "url" in does:
     (data / "local.key").write_text("local-key\\n")
-    (data / "server.json.new").write_text(json.dumps({"url": does["url"], "pid": 1, "ephemeral": True}))
+    (data / "server.json.new").write_text(json.dumps({"url": does["url"], "pid": 1, "instance": does["instance"]}))
     os.replace(data / "server.json.new", data / "server.json")
 sys.exit(does.get("exit", 0))
 """
@@ -37,12 +38,15 @@ sys.exit(does.get("exit", 0))
 @pytest.fixture
 def server() -> Iterator[FakeServer]:
     async def healthy(request: Request, reply: Reply) -> None:
-        await reply.json(200, {"status": "ok"})
+        await reply.json(200, live(request))
+
+    async def ready(request: Request, reply: Reply) -> None:
+        await reply.json(200, {"status": "ready"})
 
     async def execute(request: Request, reply: Reply) -> None:
         await reply.stream(BEGIN, output(1, b"embedded\n"), result(1))
 
-    handlers = {"GET /health/live": healthy, "GET /health/ready": healthy, "POST /execute": execute}
+    handlers = {"GET /health/live": healthy, "GET /health/ready": ready, "POST /execute": execute}
     with FakeServer(handlers) as running:  # type: ignore[arg-type]
         yield running
 
@@ -54,15 +58,15 @@ def script(tmp_path: Path) -> Path:
     return path
 
 
-def tell(data: Path, url: str, key: str = "local-key") -> None:
+def tell(data: Path, url: str) -> None:
     data.mkdir(exist_ok=True)
-    (data / "server.json").write_text(json.dumps({"url": url, "pid": os.getpid(), "ephemeral": True}))
-    (data / "local.key").write_text(f"{key}\n")
+    (data / "server.json").write_text(json.dumps({"url": url, "pid": os.getpid(), "instance": INSTANCE}))
+    (data / "local.key").write_text("local-key\n")
 
 
 def stand_in(data: Path, *does: dict[str, object], start_s: float = 10.0) -> Locator:
     data.mkdir(exist_ok=True)
-    (data / "does").write_text(json.dumps(does))
+    (data / "does").write_text(json.dumps([{"instance": INSTANCE, **each} for each in does]))
     (data / "stand_in.py").write_text(STAND_IN)
     return Locator(data=data, start_s=start_s, command=(sys.executable, "-S", str(data / "stand_in.py")))
 
@@ -99,8 +103,8 @@ def test_named_folder_wins_over_a_server_of_the_environment(server: FakeServer, 
 def test_server_is_started_when_there_is_none(server: FakeServer, tmp_path: Path) -> None:
     data = tmp_path / "data"
     api = stand_in(data, {"url": server.url}).locate()
-    assert api.call("GET", "/health/live") == {"status": "ok"}
-    assert server.requests[0].path == "/health/ready"
+    assert api.call("GET", "/health/ready") == {"status": "ready"}
+    assert [request.path for request in server.requests] == ["/health/live", "/health/ready", "/health/ready"]
     assert server.requests[-1].headers["authorization"] == "Bearer local-key"
     assert calls(data) == [f"--host 127.0.0.1 --port 0 --data {data}"]
     assert server.connections == 1
@@ -108,13 +112,77 @@ def test_server_is_started_when_there_is_none(server: FakeServer, tmp_path: Path
     api.close()
 
 
-@pytest.mark.parametrize("port", ["closed", "of another program"])
-def test_address_of_a_server_that_is_gone_is_not_believed(server: FakeServer, tmp_path: Path, port: str) -> None:
+async def _knows_nothing(request: Request, reply: Reply) -> None:
+    await reply.json(200, {"status": "ok"})
+
+
+async def _knows_another_secret(request: Request, reply: Reply) -> None:
+    await reply.json(200, live(request, "what it made up"))
+
+
+async def _repeats_an_earlier_proof(request: Request, reply: Reply) -> None:
+    await reply.json(200, live(replace(request, query="challenge=an-earlier-one")))
+
+
+async def _gives_no_object(request: Request, reply: Reply) -> None:
+    await reply.json(200, ["ok"])
+
+
+async def _sends_elsewhere(request: Request, reply: Reply) -> None:
+    await reply.json(302, live(request, ""), {"location": "http://127.0.0.1:1/"})
+
+
+async def _proves_and_closes(request: Request, reply: Reply) -> None:
+    await reply.json(200, live(request), {"connection": "close"})
+
+
+async def _breaks_off(request: Request, reply: Reply) -> None:
+    reply.drop()
+
+
+IMPOSTORS = (
+    _knows_nothing,
+    _knows_another_secret,
+    _repeats_an_earlier_proof,
+    _gives_no_object,
+    _sends_elsewhere,
+    _proves_and_closes,
+    _breaks_off,
+)
+
+
+@pytest.mark.parametrize("answer", IMPOSTORS)
+def test_key_is_not_shown_to_a_program_that_has_the_port_of_a_server_that_is_gone(
+    server: FakeServer, tmp_path: Path, answer: Handler
+) -> None:
     data = tmp_path / "data"
-    with FakeServer() as other:
-        tell(data, "http://127.0.0.1:1" if port == "closed" else other.url)
+    with FakeServer({"GET /health/live": answer}) as other:
+        tell(data, other.url)
         stand_in(data, {"url": server.url}).locate().close()
+        assert {request.path for request in other.requests} == {"/health/live"}
         assert all("authorization" not in request.headers for request in other.requests)
+    assert len(calls(data)) == 1
+
+
+def test_every_connection_to_our_server_is_proved_before_the_key_is_shown(server: FakeServer, tmp_path: Path) -> None:
+    tell(tmp_path / "data", server.url)
+    api = Locator(data=tmp_path / "data").locate()
+    second = api.another(timeout_s=10.0)
+    second.call("GET", "/health/ready")
+    challenges = [request.query for request in server.asked("GET", "/health/live")]
+    assert len(set(challenges)) == 2
+    second.close()
+    server.handlers["GET /health/live"] = _knows_nothing
+    with pytest.raises(Unreachable, match="not our server"):
+        second.call("GET", "/health/ready")
+    assert len(server.asked("GET", "/health/ready")) == 1
+    api.close()
+
+
+def test_address_where_nobody_answers_leads_to_a_start(server: FakeServer, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    tell(data, "http://127.0.0.1:1")
+    stand_in(data, {"url": server.url}).locate().close()
     assert len(calls(data)) == 1
 
 

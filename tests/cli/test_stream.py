@@ -151,6 +151,19 @@ def test_shutdown_frame_leads_to_another_connection() -> None:
         assert printed(collect(server)) == b"ab"
 
 
+def test_end_of_ones_rights_is_told_and_ends_the_tries() -> None:
+    told = b'event: shutdown\nretry: 10\ndata: {"code": "unauthenticated", "detail": "the API key was revoked"}\n\n'
+    refused = answers(401, title="Not authenticated", code="unauthenticated", detail="the API key was revoked")
+    said: list[str] = []
+    with (
+        FakeServer({f"GET {PATH}": in_turn(sends(BEGIN, output(1, b"a"), told, then="stay"), refused)}) as server,
+        pytest.raises(Refused, match="revoked"),
+    ):
+        collect(server, said=said)
+    assert len(server.requests) == 2
+    assert said == ["the API key was revoked; resuming"]
+
+
 def test_silent_connection_is_given_up() -> None:
     first = sends(BEGIN, output(1, b"a"), then="stay")
     with FakeServer({f"GET {PATH}": in_turn(first, sends(output(2, b"b"), result(2)))}) as server:

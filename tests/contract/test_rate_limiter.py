@@ -1,6 +1,7 @@
 """What every `RateLimiter` does, and the in-process one against a model of ten lines."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Coroutine
 from fractions import Fraction
 
 import pytest
@@ -75,6 +76,20 @@ class RateLimiterContract(ABC):
         assert (await limiter.take("a", TEN_A_MINUTE)).allowed
         clock.advance(refused.reset_s)
         assert (await limiter.take("a", TEN_A_MINUTE)).remaining == 9
+
+    async def test_peek_tells_what_a_call_would_meet_and_uses_nothing(self) -> None:
+        clock = ManualClock()
+        limiter = self.make(clock)
+        for remaining in range(10, 0, -1):
+            for _ in range(3):
+                seen = await limiter.peek("a", TEN_A_MINUTE)
+                assert (seen.allowed, seen.limit, seen.remaining, seen.retry_after_s) == (True, 10, remaining, 0)
+            await limiter.take("a", TEN_A_MINUTE)
+        clock.advance(2)
+        refused, seen = await limiter.take("a", TEN_A_MINUTE), await limiter.peek("a", TEN_A_MINUTE)
+        assert seen == refused
+        assert not seen.allowed
+        assert seen.retry_after_s == pytest.approx(4)
 
     @pytest.mark.parametrize("limit", [1, 3, 7, 600, 3000])
     async def test_limit_that_does_not_divide_the_period_holds_exactly(self, limit: int) -> None:
@@ -153,7 +168,8 @@ class GcraAgainstModel(RuleBasedStateMachine):
         key = list(self.models)[pick % len(self.models)]
         model = self.models[key]
         for _ in range(calls):
-            decision = self._take(key)
+            assert self._told(self.limiter.peek(key, self.allowances[key])).remaining == int(model.tokens)
+            decision = self._told(self.limiter.take(key, self.allowances[key]))
             assert decision.allowed == model.take()
             assert decision.remaining == int(model.tokens)
             missing_ms = (model.limit - model.tokens) / model.rate
@@ -162,9 +178,8 @@ class GcraAgainstModel(RuleBasedStateMachine):
                 wait_ms = (1 - model.tokens) / model.rate
                 assert decision.retry_after_s == pytest.approx(float(wait_ms) / 1000, abs=1e-6)
 
-    def _take(self, key: str) -> Decision:
-        """Take without an event loop: the limiter waits for nothing."""
-        call = self.limiter.take(key, self.allowances[key])
+    def _told(self, call: Coroutine[object, object, Decision]) -> Decision:
+        """Run `call` without an event loop: the limiter waits for nothing."""
         try:
             call.send(None)
         except StopIteration as end:

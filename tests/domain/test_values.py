@@ -1,6 +1,6 @@
 """Limits, paths, outcomes and sources."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import PurePosixPath
 
 import hypothesis.strategies as st
@@ -47,6 +47,15 @@ class TestLimits:
         policy = LimitPolicy(maximum=Limits(wall_s=20))
         with pytest.raises(LimitOutOfRange):
             policy.resolve({"wall_s": 21})
+
+    @pytest.mark.parametrize("name", [field.name for field in fields(Limits)])
+    def test_limits_of_an_earlier_run_are_held_to_the_maximum_of_today(self, name: str) -> None:
+        before = Limits()
+        value = getattr(before, name)
+        LimitPolicy(maximum=before).check_again(before)
+        with pytest.raises(LimitOutOfRange, match=rf"{name} is {value}; .*; the maximum was lowered") as refusal:
+            LimitPolicy(maximum=replace(before, **{name: value - 1})).check_again(before)
+        assert refusal.value.field == f"limits.{name}"
 
     def test_every_default_lies_within_the_bounds(self) -> None:
         for field in fields(Limits):

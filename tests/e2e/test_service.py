@@ -1,5 +1,7 @@
 """What the service tells about itself: health, limits, examples, its OpenAPI; and how much it allows."""
 
+import hashlib
+import hmac
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -25,6 +27,23 @@ async def test_health_needs_no_credentials(simulated: Server) -> None:
         assert (ready.status_code, ready.json()["status"]) == (200, "ready")
         assert set(ready.json()["parts"]) == {"store", "log", "sandbox", "service"}
         assert set(ready.json()["parts"].values()) == {"ok"}
+
+
+async def test_server_proves_that_it_is_the_one_of_its_folder_and_tells_its_secret_to_nobody(
+    simulated: Server,
+) -> None:
+    told = json.loads((simulated.data / "server.json").read_text())
+    assert (simulated.data / "server.json").stat().st_mode & 0o777 == 0o600
+    async with simulated.client(None) as nobody:
+        for challenge in ("a" * 16, "0123456789abcdef" * 8):
+            answer = await nobody.get("/health/live", params={"challenge": challenge})
+            proof = hmac.new(told["instance"].encode(), challenge.encode(), hashlib.sha256).hexdigest()
+            assert answer.json()["instance_proof"] == proof
+            assert told["instance"] not in answer.text
+        assert (await nobody.get("/health/live")).json()["instance_proof"] is None
+        for challenge in ("", "a" * 15, "a" * 129):
+            refused = await nobody.get("/health/live", params={"challenge": challenge})
+            assert_problem(refused, 422, "validation_failed", "challenge")
 
 
 async def test_server_is_not_ready_while_its_sandbox_fails(simulated: Server) -> None:
@@ -93,7 +112,10 @@ async def test_allowance_is_told_on_every_answer_and_then_refused(serve: Callabl
         listed = [execution["execution_id"] for execution in calls[0].json()["executions"]]
         assert listed == accepted[::-1]
         assert_problem(await client.get("/user/executions"), 429, "rate_limited")
-        assert (await client.get("/health/ready")).status_code == 200
+        for path in ("/health/live", "/health/ready"):
+            answer = await client.get(path)
+            assert (answer.status_code, answer.headers["x-ratelimit-limit"]) == (200, "7")
+            assert answer.headers["x-ratelimit-remaining"] == "7"  # of the peer, who has made no call as nobody
     async with server.client(None) as nobody:
         answer = await nobody.get("/user/executions")
         assert (answer.status_code, answer.headers["x-ratelimit-remaining"]) == (401, "6")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.server import Client, Server
+from tests.e2e.server import ADMIN_PASSWORD, Client, Server
 from tests.e2e.sse import EventStream, Frame, kinds, printed
 from tests.e2e.test_refusals import assert_problem
 
@@ -34,6 +34,42 @@ async def test_output_arrives_while_the_program_runs(real: Client) -> None:
         assert (await real.get(f"/executions/{execution_id}")).json()["status"] == "running"
         await real.post(f"/executions/{execution_id}/cancel")
         assert kinds(await stream.rest())[-1] == "end"
+
+
+async def test_streams_end_with_the_credentials_that_opened_them(serve: Callable[..., Server]) -> None:
+    server = serve(streams__heartbeat_s=0.1)
+    async with server.client() as client, server.client(None) as browser, AsyncExitStack() as stack:
+        made = (await client.post("/api-keys", json={"name": "short-lived", "scopes": ["execute", "read"]})).json()
+        login = await browser.post("/auth/login", data={"username": "admin", "password": ADMIN_PASSWORD})
+        browser.headers = {"cookie": f"session={browser.http.cookies['session']}"}
+        reader = await stack.enter_async_context(server.client(made["key"]))
+        execution_id = await reader.execute("print a\nwait rights")
+        body = json.dumps({"script": "print a\nwait rights", "lang": "python"}).encode()
+        by_key = await stack.enter_async_context(reader.stream(execution_id))
+        submitted = await EventStream.open(
+            server.url, "/api/v1/execute", {**reader.headers, "accept": "text/event-stream"}, body=body
+        )
+        stack.callback(submitted.close)
+        by_session = await stack.enter_async_context(browser.stream(execution_id))
+        other = await stack.enter_async_context(client.stream(execution_id))
+        for stream in (by_key, submitted, by_session, other):
+            await stream.until("output")
+
+        assert (await client.http.delete(f"/api-keys/{made['id']}")).status_code == 204
+        for stream in (by_key, submitted):
+            last = (await stream.rest())[-1]
+            assert (last.event, last.id, last.retry) == ("shutdown", None, "1000")
+            assert last.data == {"code": "unauthenticated", "detail": "the API key is unknown or was revoked"}
+        assert_problem(await reader.get(f"/events/{execution_id}"), 401, "unauthenticated")
+
+        answer = await browser.post("/auth/logout", headers={"x-csrf-token": login.json()["csrf_token"]})
+        assert answer.status_code == 200, answer.text
+        last = (await by_session.rest())[-1]
+        assert (last.event, last.data["code"]) == ("shutdown", "unauthenticated")
+
+        # Whoever may still read goes on, over as many heartbeats, to the end.
+        server.let("rights")
+        assert kinds(await other.rest())[-3:] == END
 
 
 async def test_frames_have_the_promised_form(client: Client, simulated: Server) -> None:

@@ -236,6 +236,16 @@ class Life:
         await asyncio.wait_for(self.readers[execution_id], PATIENCE_S)
         return self.seen[execution_id]
 
+    async def read_late(self, execution_id: ExecutionId) -> list[Frame]:
+        """Return what a new reader of an ended execution gets: document and tape are read, whoever else was quicker."""
+        streams: Streams = await self.get(Streams)
+        stream, subscription = streams.open(execution_id, Cursor())
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                return [frame async for batch in stream.batches() for frame in batch]
+        finally:
+            subscription.close()
+
     async def cancel(self, execution_id: ExecutionId) -> Execution:
         submissions: Submissions = await self.get(Submissions)
         return await submissions.cancel(ALICE, execution_id, "enough")

@@ -47,7 +47,7 @@ class Log:
 class Running:
     """A consumer over a hand-fed log, whose flow calls `handle`."""
 
-    def __init__(self, handle: Handle) -> None:
+    def __init__(self, handle: Handle, at_once: int = 256) -> None:
         self.log = Log()
         self.handled: list[tuple[str, int]] = []
         self._handle = handle
@@ -60,6 +60,7 @@ class Running:
             event_log=cast(Any, self.log),
             flow=cast(Any, self),
             tasks=self.tasks,
+            at_once=at_once,
         )
         self.tasks.spawn(consumer.run(), "consumer")
 
@@ -95,6 +96,52 @@ async def test_one_execution_goes_in_order_and_holds_up_no_other() -> None:
     gate.set()
     assert (await running.log.until_acknowledged(6))[3:] == [1, 2, 3]
     assert running.handled[3:] == [("slow", 1), ("slow", 2), ("slow", 3)]
+    await running.tasks.close()
+
+
+async def test_a_backlog_is_handled_by_as_many_tasks_as_there_are_places() -> None:
+    gate, full = asyncio.Event(), asyncio.Event()
+    handled_now = most = 0
+
+    async def handle(message: Message) -> None:
+        nonlocal handled_now, most
+        handled_now += 1
+        most = max(most, handled_now)
+        if handled_now == 8:
+            full.set()
+        await gate.wait()
+        handled_now -= 1
+
+    others = len(asyncio.all_tasks())
+    running = Running(handle, at_once=8)
+    offsets = [running.send(f"e{number}") for number in range(1000)]
+    await asyncio.wait_for(full.wait(), 5)
+    assert len(asyncio.all_tasks()) == others + 8 + 1  # the consumer itself
+    assert running.log.queue.qsize() == 1000 - 8 - 1  # it holds the one that has no place yet
+    gate.set()
+    assert sorted(await running.log.until_acknowledged(1000)) == offsets
+    assert most == 8
+    await running.tasks.close()
+
+
+async def test_an_execution_that_waits_keeps_one_place_and_the_others_go_on() -> None:
+    gate = asyncio.Event()
+
+    async def handle(message: Message) -> None:
+        if message.execution_id == "slow":
+            await gate.wait()
+        if message.execution_id == "wrong":
+            raise Permanent("no")
+
+    running = Running(handle, at_once=2)
+    running.send("slow")
+    for name in ("wrong", *map(str, range(50))):
+        running.send(name)
+    with capture_logs():
+        assert await running.log.until_acknowledged(51) == list(range(2, 53))
+    running.send("slow", 2)
+    gate.set()
+    assert (await running.log.until_acknowledged(53))[51:] == [1, 53]
     await running.tasks.close()
 
 

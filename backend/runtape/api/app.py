@@ -52,10 +52,12 @@ async def make_app(
     send_timeout_s: float = SEND_TIMEOUT_S,
 ) -> ASGIApp:
     """Return the whole application over the services in `container`."""
+    identity = await container.get(Identity)
     raw = RawRoutes(
         make_fastapi(container),
+        identity=identity,
         submissions=await container.get(Submissions),
         queries=await container.get(Queries),
         streams=EventStreams(await container.get(Streams), send_timeout_s),
     )
-    return Gate(raw, await container.get(Identity), await container.get(RateLimiter), allowances, max_body_bytes)
+    return Gate(raw, identity, await container.get(RateLimiter), allowances, max_body_bytes)

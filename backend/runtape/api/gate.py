@@ -4,7 +4,8 @@ Theory of operation
 ===================
 Under /api/v1 a request is given an id, authenticated, counted, and checked for forgery and size, in this order;
 the first refusal is the answer.  The routes find the principal, or None, at ``scope["runtape.principal"]`` and
-decide what an absent one may do.  Health answers without any of it.
+decide what an absent one may do.  Health answers without any of it: a probe is never refused, and is only told how
+its peer's allowance stands.
 
 *Credentials*: an API key in ``Authorization: Bearer``, else the session cookie.  A cookie of that name which is
 no token of ours belongs to another program on the same host and is ignored.  Credentials that are there and not
@@ -22,6 +23,7 @@ This is one ASGI middleware, and the only one, because each costs: it scans the 
 answer's first message, and leaves the rest of the stream alone.
 """
 
+import contextlib
 import hmac
 import itertools
 import math
@@ -129,7 +131,11 @@ class Gate:
         scope[PRINCIPAL_KEY] = None
         answer = _Answer(send, request_id, tls=tls, api=path.startswith(_PREFIX))
         try:
-            if answer.api and path not in _FREE:
+            if path in _FREE:
+                # A probe is answered also when the limiter is not.
+                with contextlib.suppress(Transient):
+                    answer.decision = await self._limiter.peek(f"other {peer_of(scope)}", self._other)
+            elif answer.api:
                 receive = await self._admit(scope, path, receive, answer)
             await self._app(scope, receive, answer.send)
             if answer.discarded:

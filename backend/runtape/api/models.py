@@ -314,12 +314,13 @@ class LimitsOverview(Answer):
 
 
 class Health(Answer):
-    """Whether the service lives, or is ready."""
+    """That the service lives.  ``instance_proof`` answers a challenge."""
 
-    model_config = _shown({"status": "ok", "uptime_s": 86400.25})
+    model_config = _shown({"status": "ok", "uptime_s": 86400.25, "instance_proof": "1f40fc92" * 8})
 
     status: str
     uptime_s: float
+    instance_proof: str | None
 
 
 class Readiness(Answer):

@@ -28,7 +28,8 @@ data: {}
 
 _STREAM = {
     "description": "The stream of the execution: lifecycle frames are unnamed, `output`, `gap`, `shutdown` and `end` "
-    "are named. Send the last `id` back as `Last-Event-ID` to go on exactly where you were.",
+    "are named. Send the last `id` back as `Last-Event-ID` to go on exactly where you were, after `shutdown` too: it "
+    "comes when the server stops, and with a `code` and a `detail` when the credentials are valid no longer.",
     "content": {"text/event-stream": {"schema": {"type": "string"}, "example": _SSE_EXAMPLE}},
 }
 

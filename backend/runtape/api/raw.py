@@ -7,6 +7,7 @@ FastAPI's dependency solving and models cost more than everything else a run cos
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 
 import msgspec
 import structlog
@@ -16,6 +17,7 @@ from runtape.api.access import REQUEST_ID_KEY, principal_of, require
 from runtape.api.problems import InternalError, MethodNotAllowed, Unavailable, log_unhandled, send_problem
 from runtape.api.requests import decode_execute
 from runtape.api.sse import MEDIA_TYPE, EventStreams
+from runtape.application.identity import Identity
 from runtape.application.queries import Queries
 from runtape.application.streaming import Cursor
 from runtape.application.submission import Submissions
@@ -41,8 +43,11 @@ _Route = Callable[[Scope, Receive, Send], Awaitable[None]]
 class RawRoutes:
     """ASGI: takes the hot paths and hands everything else to `app`."""
 
-    def __init__(self, app: ASGIApp, *, submissions: Submissions, queries: Queries, streams: EventStreams) -> None:
+    def __init__(
+        self, app: ASGIApp, *, identity: Identity, submissions: Submissions, queries: Queries, streams: EventStreams
+    ) -> None:
         self._app = app
+        self._identity = identity
         self._submissions = submissions
         self._queries = queries
         self._streams = streams
@@ -103,7 +108,8 @@ class RawRoutes:
         await asyncio.sleep(0)  # the program starts before its answer is written, not behind it
         named = (EXECUTION_ID, execution_id.encode())
         if streamed:
-            return await self._streams.serve(execution_id, Cursor(), receive, send, (named,))
+            confirm = partial(self._identity.confirm, principal)
+            return await self._streams.serve(execution_id, Cursor(), receive, send, confirm, (named,))
         # The first answer is the only one: a duplicate gets the same bytes whatever has happened since.
         data = _encode({"execution_id": execution_id, "status": Status.QUEUED})
         headers = [_JSON, (b"content-length", b"%d" % len(data)), named]
@@ -117,7 +123,7 @@ class RawRoutes:
         execution_id = ExecutionId(path.removeprefix(EXECUTION_EVENTS).removeprefix(EVENTS))
         await self._queries.execution(principal, execution_id)
         cursor = _cursor(scope["headers"], scope["query_string"])
-        await self._streams.serve(execution_id, cursor, receive, send)
+        await self._streams.serve(execution_id, cursor, receive, send, partial(self._identity.confirm, principal))
 
 
 async def _body(receive: Receive) -> bytes | None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from starlette.types import Message, Receive, Send
 
-from runtape.application.streaming import HEARTBEAT, Batch, Cursor, Frame, Streams
+from runtape.application.streaming import HEARTBEAT, Batch, Confirm, Cursor, Frame, Streams
 from runtape.domain.ids import ExecutionId
 from runtape.ports.live import SubscriptionClosed
 
@@ -42,19 +42,20 @@ def encode(frame: Frame) -> bytes:
     return b"%sdata: %s\n\n" % (head, frame.body)
 
 
-def writes(batch: Batch) -> Iterable[bytes]:
-    """Join the frames of a batch into pieces of about `WRITE_BYTES`."""
+def writes(batch: Batch) -> Iterable[tuple[bytes, bool]]:
+    """Join the frames of a batch into pieces of about `WRITE_BYTES`, each with whether more of the stream follows.
+
+    A piece is made when it is asked for: for a client that does not read, nothing is encoded in advance.
+    """
     pieces: list[bytes] = []
     size = 0
     for frame in batch:
         piece = encode(frame)
         pieces.append(piece)
         size += len(piece)
-        if size >= WRITE_BYTES:
-            yield b"".join(pieces)
+        if size >= WRITE_BYTES or frame is batch[-1]:
+            yield b"".join(pieces), frame.event not in ("end", "shutdown")
             pieces, size = [], 0
-    if pieces:
-        yield b"".join(pieces)
 
 
 class EventStreams:
@@ -70,24 +71,22 @@ class EventStreams:
         cursor: Cursor,
         receive: Receive,
         send: Send,
+        confirm: Confirm,
         headers: Iterable[tuple[bytes, bytes]] = (),
     ) -> None:
-        """Send the stream from `cursor` until it ends, the client leaves or stops reading, or we shut down.
+        """Send the stream from `cursor` until it ends, the client leaves, stops reading or may not read on, or we stop.
 
         The request's body has been received.
         """
-        stream, subscription = self._streams.open(execution_id, cursor)
+        stream, subscription = self._streams.open(execution_id, cursor, confirm)
         # The server tells a client's leaving through `receive` alone; closing the subscription ends the stream.
         gone = asyncio.ensure_future(_disconnected(receive))
         gone.add_done_callback(lambda _: subscription.close())
         try:
             await send({"type": "http.response.start", "status": 200, "headers": [*_HEADERS, *headers]})
             async for batch in stream.batches():
-                *pieces, last = writes(batch)
-                for data in pieces:
-                    await self._send(send, {"type": "http.response.body", "body": data, "more_body": True})
-                more = batch[-1].event not in ("end", "shutdown")
-                await self._send(send, {"type": "http.response.body", "body": last, "more_body": more})
+                for data, more in writes(batch):
+                    await self._send(send, {"type": "http.response.body", "body": data, "more_body": more})
                 if gone.done():
                     return
         except (SubscriptionClosed, TimeoutError):

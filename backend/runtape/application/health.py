@@ -1,6 +1,7 @@
-"""Whether a run could be accepted and carried out now."""
+"""Whether a run could be accepted and carried out now, and by which process."""
 
 import asyncio
+import hmac
 from collections.abc import Awaitable, Callable, Mapping
 
 Probe = Callable[[], Awaitable[object]]
@@ -10,12 +11,21 @@ PROBE_TIMEOUT_S = 2.0
 class Health:
     """Asks the parts that a run needs."""
 
-    def __init__(self, probes: Mapping[str, Probe], started_s: float) -> None:
+    def __init__(self, probes: Mapping[str, Probe], started_s: float, instance: str) -> None:
         self._probes = probes
+        self.instance = instance
+        """The secret of this process, which only those may read who may have the owner's key."""
         self.started_s = started_s
         """When the process began, on the monotonic clock."""
         self.accepting = False
         """Whether start-up is complete and shutdown has not begun."""
+
+    def prove(self, challenge: str) -> str:
+        """Return HMAC-SHA256 of `challenge` under the secret of this process, in hex.
+
+        It shows to whoever knows the secret, and chose the challenge, that this process answers and no other.
+        """
+        return hmac.digest(self.instance.encode(), challenge.encode(), "sha256").hex()
 
     async def parts(self) -> dict[str, str]:
         """Return ``ok`` or what is wrong, for each part; all are asked at once, for 2 s at most."""

@@ -192,6 +192,28 @@ class Identity:
             return known
         if not key.startswith(KEY_PREFIX):
             raise Unauthenticated(f"that is no API key: one begins with {KEY_PREFIX}")
+        return await self._key_principal(digest)
+
+    async def authenticate_session(self, token: str) -> Principal:
+        """Return whom the session token stands for.  Raises: Unauthenticated, Transient."""
+        digest = _digest(token)
+        return self._principals.get(digest) or await self._session_principal(digest)
+
+    async def confirm(self, principal: Principal) -> None:
+        """Return when the credential of `principal`, authenticated a while ago, still stands for the same rights.
+
+        Raises: Unauthenticated, Transient.  Does not wait when it is cached.
+        """
+        digest = principal.credential_sha256
+        now = self._principals.get(digest)
+        if now is None and principal.credential is CredentialKind.SESSION:
+            now = await self._session_principal(digest)
+        elif now is None:
+            now = await self._key_principal(digest)
+        if now != principal:
+            _refuse("the rights of these credentials have changed; connect again")
+
+    async def _key_principal(self, digest: str) -> Principal:
         before = self._principals.drops
         found = await self._store.key_by_digest(digest)
         if found is None or not hmac.compare_digest(found[0].key_sha256, digest):
@@ -204,12 +226,7 @@ class Identity:
         self._principals.keep(digest, principal, _seconds_left(held.expires_at, now), before)
         return principal
 
-    async def authenticate_session(self, token: str) -> Principal:
-        """Return whom the session token stands for.  Raises: Unauthenticated, Transient."""
-        digest = _digest(token)
-        known = self._principals.get(digest)
-        if known is not None:
-            return known
+    async def _session_principal(self, digest: str) -> Principal:
         before = self._principals.drops
         found = await self._store.session_by_digest(digest)
         if found is None or not hmac.compare_digest(found[0].token_sha256, digest):

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
-from runtape.application.results import Result, result_of
+from runtape.application.results import Result, result_of, summary_of
 from runtape.domain.errors import NotFound
 from runtape.domain.execution import Execution
 from runtape.domain.identity import Principal, Scope
@@ -44,7 +44,7 @@ class Queries:
 
     async def result_of(self, execution: Execution) -> Result:
         """Return the result of `execution` as its document and its tape stand."""
-        return result_of(execution, await self._tape.summary(PodKey(execution.id, execution.attempt)))
+        return result_of(execution, await summary_of(execution, self._tape))
 
     async def list(
         self, where: ExecutionFilter, limit: int, before: ExecutionId | None

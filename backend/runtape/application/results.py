@@ -7,7 +7,9 @@ import msgspec
 from runtape.domain.execution import Execution
 from runtape.domain.ids import ExecutionId
 from runtape.domain.outcome import Outcome, Status, Usage
-from runtape.ports.stores import TapeSummary
+from runtape.domain.tape import Stream
+from runtape.ports.pod_runtime import PodKey
+from runtape.ports.stores import HEAD_BYTES, TapeStore, TapeSummary
 
 
 class Result(msgspec.Struct, kw_only=True):
@@ -37,6 +39,28 @@ class Result(msgspec.Struct, kw_only=True):
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+
+
+async def summary_of(execution: Execution, tape: TapeStore) -> TapeSummary:
+    """Return what the last attempt's tape holds; once the result is stored, no more of it is read than the heads."""
+    key = PodKey(execution.id, execution.attempt)
+    stored = execution.result
+    if stored is None:
+        return await tape.summary(key)
+
+    async def head(stream: Stream, size_bytes: int) -> bytes:
+        return b"".join([piece async for piece in tape.read_stream(key, stream, 0, min(size_bytes, HEAD_BYTES))])
+
+    return TapeSummary(
+        last_seq=execution.last_seq,
+        stdout_bytes=stored.stdout_bytes,
+        stderr_bytes=stored.stderr_bytes,
+        stdout_sha256=stored.stdout_sha256,
+        stderr_sha256=stored.stderr_sha256,
+        stdout_head=await head(Stream.STDOUT, stored.stdout_bytes),
+        stderr_head=await head(Stream.STDERR, stored.stderr_bytes),
+        truncated=stored.truncated,
+    )
 
 
 def result_of(execution: Execution, summary: TapeSummary) -> Result:

@@ -10,15 +10,20 @@ make the stream catch up again.  So the feed may lose anything: that costs delay
 
 Order: the records of an attempt come before the event that ends it, and all of them before ``result.stored``,
 which is the last frame but ``end``.
+
+Rights may end while a stream is open, so whoever opened it is asked again at each heartbeat, and as often while there
+is no silence.  Without them the stream closes with ``shutdown``, as when the server stops: a client then connects
+again, as every client knows how to, and is told why it may not with a status that ends its tries.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
 import msgspec
 
 from runtape.application.announcing import lifecycle_frame, output_frame
-from runtape.domain.errors import ValidationFailed
+from runtape.application.results import summary_of
+from runtape.domain.errors import Unauthenticated, ValidationFailed
 from runtape.domain.events import (
     ExecutionCancelled,
     ExecutionCompleted,
@@ -79,6 +84,12 @@ HEARTBEAT = Frame("heartbeat", None, b"")
 RETRY_MS = 1000
 
 Batch = list[Frame]
+Confirm = Callable[[], Awaitable[None]]
+"""Returns while the reader may go on reading.  Raises: Unauthenticated, Transient."""
+
+
+async def always() -> None:
+    """Confirm a reader whose rights cannot end."""
 
 
 class ExecutionStream:
@@ -96,6 +107,7 @@ class ExecutionStream:
         cursor: Cursor,
         subscription: Subscription,
         heartbeat_s: float,
+        confirm: Confirm,
     ) -> None:
         self._executions = executions
         self._tape = tape
@@ -106,21 +118,30 @@ class ExecutionStream:
         self._at = cursor
         self._subscription = subscription
         self._heartbeat_s = heartbeat_s
+        self._confirm = confirm
+        self._confirm_at_s = clock.monotonic_s() + heartbeat_s
 
     async def batches(self) -> AsyncIterator[Batch]:
         """Yield batches until ``end`` or ``shutdown`` was yielded.  Raises: SubscriptionClosed."""
         try:
             while True:
-                async for batch in self._catch_up():
-                    yield batch
-                    if batch[-1].event == "end":
-                        return
-                async for batch in self._follow():
-                    yield batch
-                    if batch[-1].event == "end":
-                        return
+                for part in (self._catch_up, self._follow):
+                    async for batch in part():
+                        await self._confirm_in_time()
+                        yield batch
+                        if batch[-1].event == "end":
+                            return
         except FeedClosed:
             yield [Frame("shutdown", None, b"{}", RETRY_MS)]
+        except Unauthenticated as refusal:
+            yield [Frame("shutdown", None, _encode({"code": refusal.code, "detail": str(refusal)}), RETRY_MS)]
+
+    async def _confirm_in_time(self) -> None:
+        """Ask whether the reader still may read, if that was not asked since the last heartbeat was due."""
+        now_s = self._clock.monotonic_s()
+        if now_s >= self._confirm_at_s:
+            self._confirm_at_s = now_s + self._heartbeat_s
+            await self._confirm()
 
     async def _follow(self) -> AsyncIterator[Batch]:
         """Forward nudges while each continues the cursor; returns when the stream has to catch up."""
@@ -132,10 +153,14 @@ class ExecutionStream:
                     yield [HEARTBEAT]
                 return
             batch: Batch = []
+            size = 0
             continued = True
             while nudge is not None and continued:
+                added = len(batch)
                 continued = self._forward(nudge, batch)
-                nudge = self._subscription.pending() if continued else None
+                size += sum(len(frame.body) for frame in batch[added:])
+                # The rest stays in the backlog, which is bounded, until this much was sent.
+                nudge = self._subscription.pending() if continued and size < PAGE_BYTES else None
             if batch:
                 yield batch
             if not continued:
@@ -216,7 +241,7 @@ class ExecutionStream:
             self._step(step)
             summary = None
             if step.type == ResultStored.type:
-                summary = await self._tape.summary(PodKey(execution.id, execution.attempt))
+                summary = await summary_of(execution, self._tape)
             batch.append(Frame(None, self._at, lifecycle_frame(execution, step, summary)))
         if execution.result is not None:
             if batch:
@@ -252,16 +277,20 @@ class ExecutionStream:
         for attempt in range(max(1, self._at.attempt), last_attempt + 1):
             if attempt > self._at.attempt:
                 self._at = Cursor(self._at.version, attempt, 0)
-            while records := await self._tape.read(PodKey(execution.id, attempt), self._at.seq, PAGE_BYTES):
-                batch: Batch = []
-                for record in records:
-                    if record.seq > self._at.seq + 1:
-                        batch.append(self._skip_to(record.seq - 1))
-                    self._at = Cursor(self._at.version, attempt, record.seq)
-                    batch.append(Frame("output", self._at, output_frame(attempt, record)))
+            while batch := await self._page(PodKey(execution.id, attempt)):
                 yield batch
         if self._pruned(execution, last_attempt):
             yield [self._skip_to(execution.last_seq)]
+
+    async def _page(self, key: PodKey) -> Batch:
+        """Return the frames of the next records; what the tape gave is not kept while they are sent."""
+        batch: Batch = []
+        for record in await self._tape.read(key, self._at.seq, PAGE_BYTES):
+            if record.seq > self._at.seq + 1:
+                batch.append(self._skip_to(record.seq - 1))
+            self._at = Cursor(self._at.version, key.attempt, record.seq)
+            batch.append(Frame("output", self._at, output_frame(key.attempt, record)))
+        return batch
 
     def _pruned(self, execution: Execution, attempt: int) -> bool:
         """Whether the tape of `attempt`, which was read to its end, has lost its end since it was complete."""
@@ -293,8 +322,9 @@ class ExecutionStream:
         return _gap(at, actual, "ahead")
 
     async def _last_seq(self, execution: Execution, attempt: int, seq: int) -> int:
-        if attempt == execution.attempt and execution.outcome is not None and seq <= execution.last_seq:
-            return seq
+        told = execution.outcome is not None and (execution.result is not None or seq <= execution.last_seq)
+        if told and attempt == execution.attempt:
+            return execution.last_seq
         return (await self._tape.summary(PodKey(execution.id, attempt))).last_seq
 
 
@@ -323,7 +353,9 @@ class Streams:
         self._clock = clock
         self._heartbeat_s = heartbeat_s
 
-    def open(self, execution_id: ExecutionId, cursor: Cursor) -> tuple[ExecutionStream, Subscription]:
+    def open(
+        self, execution_id: ExecutionId, cursor: Cursor, confirm: Confirm = always
+    ) -> tuple[ExecutionStream, Subscription]:
         """Subscribe at once and return the stream with its subscription, which the caller closes."""
         subscription = self._feed.subscribe(execution_id)
         stream = ExecutionStream(
@@ -336,5 +368,6 @@ class Streams:
             cursor=cursor,
             subscription=subscription,
             heartbeat_s=self._heartbeat_s,
+            confirm=confirm,
         )
         return stream, subscription

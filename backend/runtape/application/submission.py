@@ -101,11 +101,15 @@ class Submissions:
         )
 
     async def retry(self, principal: Principal, execution_id: ExecutionId, idempotency_key: str | None) -> ExecutionId:
-        """Run the source of an ended execution again, as a new execution.  Raises: NotFound; NotTerminal."""
+        """Run the source of an ended execution again, as a new execution.
+
+        Raises: NotFound; NotTerminal; Invalid, when what it ran with cannot be had any more; as `execute`.
+        """
         earlier = await self._queries.execution(principal, execution_id)
         if not earlier.status.terminal:
             raise NotTerminal(f"execution {execution_id} is {earlier.status}; it can be retried once it has ended")
         self._catalogue.resolve(earlier.spec.lang, earlier.spec.lang_version)
+        self._limits.check_again(earlier.spec.limits)
         source = await self._library.load(earlier.source)
         body_sha256 = f"retry:{execution_id}"
         return await self._accept(principal, earlier.spec, source, idempotency_key, body_sha256, retry_of=execution_id)

@@ -5,8 +5,10 @@ connection, held from the probe to the request, which is what `http.client` is.
 """
 
 import contextlib
+import hmac
 import http.client
 import json
+import os
 import socket
 from collections.abc import Mapping
 from typing import Any
@@ -17,16 +19,24 @@ from runtape.cli.errors import CliError, Refused, Unreachable
 IDLE_S = 45.0
 """Silence after which a connection counts as broken; a stream sends a heartbeat every 15 s."""
 CONNECT_S = 10.0
+PROVE_S = 3.0
+"""How long a server may take to prove itself: it reads nothing for that."""
+PROOF_BYTES = 4096
 PREFIX = "/api/v1"
 
 
 class Api:
     """A server's API over one kept-alive connection, opened on first use.  The caller closes it.
 
+    With `instance`, the secret that a server shares with its owner's commands, every connection begins with a
+    challenge: another program may have got the port of a server that is gone, and is not to get the key.
+
     Not for two threads at once: whoever needs a second connection calls `another`.
     """
 
-    def __init__(self, url: str, api_key: str | None = None, *, timeout_s: float = IDLE_S) -> None:
+    def __init__(
+        self, url: str, api_key: str | None = None, *, instance: str | None = None, timeout_s: float = IDLE_S
+    ) -> None:
         parts = urlsplit(url if "://" in url else f"http://{url}")
         try:
             port = parts.port
@@ -35,6 +45,7 @@ class Api:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise CliError(f'"{url}" is not a server address; it looks like http://127.0.0.1:8400')
         self._key = api_key
+        self._instance = instance
         self._path = parts.path.rstrip("/").removesuffix(PREFIX)
         self.url = f"{parts.scheme}://{parts.netloc}{self._path}"
         self._timeout_s = timeout_s
@@ -43,29 +54,41 @@ class Api:
 
     def another(self, *, timeout_s: float) -> "Api":
         """Return the same server with its own connection."""
-        return Api(self.url, self._key, timeout_s=timeout_s)
-
-    def take_over(self, other: "Api") -> None:
-        """Continue on the open connection of `other`, which has the same address and is not used any more."""
-        self._connection = other._connection
-        self._connection.timeout = min(CONNECT_S, self._timeout_s)
-        self._set_timeout()
+        return Api(self.url, self._key, instance=self._instance, timeout_s=timeout_s)
 
     def connect(self) -> None:
-        """Open the connection now.  Raises: Unreachable."""
+        """Open the connection now.  Raises: Unreachable, also when it is another program that answers."""
         try:
             if self._connection.sock is None:
                 self._connection.connect()
-                self._set_timeout()
+                if self._instance is not None:
+                    self._set_timeout(PROVE_S)
+                    self._check_proof(self._instance)
+                self._set_timeout(self._timeout_s)
         except (OSError, http.client.HTTPException) as error:
             self.close()
             raise Unreachable(f"cannot reach {self.url}: {_reason(error)}") from error
 
-    def _set_timeout(self) -> None:
+    def _check_proof(self, instance: str) -> None:
+        challenge = os.urandom(16).hex()
+        path = f"{self._path}{PREFIX}/health/live?challenge={challenge}"
+        self._connection.request("GET", path, headers={"Accept": "application/json"})
+        answer = None
+        with contextlib.suppress(ValueError):
+            answer = json.loads(self._connection.getresponse().read(PROOF_BYTES))
+        proof = answer.get("instance_proof") if isinstance(answer, dict) else None
+        expected = hmac.digest(instance.encode(), challenge.encode(), "sha256").hex()
+        if not isinstance(proof, str) or not hmac.compare_digest(proof.encode(), expected.encode()):
+            self.close()
+            raise Unreachable(f"it is not our server that answers at {self.url}")
+        if self._connection.sock is None:  # the next request would open it again by itself, to whoever is there
+            raise Unreachable(f"the server at {self.url} closes its connections")
+
+    def _set_timeout(self, timeout_s: float) -> None:
         """Set how long an open connection may be silent; `http.client` knows one time for this and connecting."""
         sock: socket.socket | None = self._connection.sock
         if sock is not None:
-            sock.settimeout(self._timeout_s)
+            sock.settimeout(timeout_s)
 
     def request(
         self, method: str, path: str, *, body: Any = None, headers: Mapping[str, str] | None = None

@@ -1,11 +1,12 @@
 """Finding the server to talk to, and starting an embedded one when there is none.
 
 Theory of operation.  A data folder has at most one server: it holds the folder's lock, and tells its address in
-``server.json`` and a key for its owner in ``local.key`` (both 0600).  A command connects, probes, and keeps that
-connection for its request, because an ephemeral server exits when it has neither run nor client.  When nobody
-answers, the command starts a server in a session of its own and waits for it.  Of two that start at once the one
-that does not get the lock exits with 0, and both commands find the winner.  The same exit happens when the lock is
-still held by a server about to leave; so a start that ended in nothing is repeated until the time is up.
+``server.json``, with a secret of that process, and a key for its owner in ``local.key`` (both 0600).  A command
+connects, has the server prove that it knows the secret before it shows the key, and keeps that connection for its
+request, because an ephemeral server exits when it has neither run nor client.  When nobody answers, the command
+starts a server in a session of its own and waits for it.  Of two that start at once the one that does not get the
+lock exits with 0, and both commands find the winner.  The same exit happens when the lock is still held by a server
+about to leave; so a start that ended in nothing is repeated until the time is up.
 """
 
 import contextlib
@@ -23,7 +24,6 @@ from runtape.cli.errors import CliError, Refused, Unreachable
 
 START_S = 20.0
 """How long an embedded server may take until it can run code."""
-PROBE_S = 3.0
 LOOK_AGAIN_S = 0.01
 START_AGAIN_S = 0.2
 END_S = 5.0
@@ -66,30 +66,34 @@ class Locator:
             api.connect()
             return api
         data = (self.data or default_data()).expanduser().absolute()
-        return self._running(data, "/health/live") or self._started(data)
+        return self._running(data) or self._started(data)
 
-    def _running(self, data: Path, health: str) -> Api | None:
-        """Return a connection to the folder's server when it answers `health` with 200, else None."""
+    def _running(self, data: Path) -> Api | None:
+        """Return a connection to the folder's server when it has proved to be that, else None."""
         try:
             told = json.loads((data / "server.json").read_bytes())
             key = (data / "local.key").read_text().strip()
-            url = told["url"]
+            url, instance = str(told["url"]), str(told["instance"])
         except PermissionError as error:
             raise CliError(f"{error.filename} belongs to somebody else; choose another folder with --data") from None
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        # The probe carries no key: another program may have got the port of a server that is gone.
-        probe = Api(url, timeout_s=PROBE_S)
-        api = Api(url, self.api_key or key, timeout_s=self.idle_s)
+        api = Api(url, self.api_key or key, instance=instance, timeout_s=self.idle_s)
         try:
-            answer = probe.call("GET", health)
-        except (Unreachable, Refused, ValueError):
-            probe.close()
+            api.connect()
+        except Unreachable:
             return None
-        if not isinstance(answer, dict) or "status" not in answer:
-            probe.close()
-            return None
-        api.take_over(probe)
+        return api
+
+    def _ready(self, data: Path) -> Api | None:
+        """Return a connection to the folder's server when it can run code now, else None."""
+        api = self._running(data)
+        if api is not None:
+            try:
+                api.call("GET", "/health/ready")
+            except (Unreachable, Refused, ValueError):
+                api.close()
+                return None
         return api
 
     def _started(self, data: Path) -> Api:
@@ -108,7 +112,7 @@ class Locator:
         deadline = time.monotonic() + self.start_s
         again_at = 0.0
         while time.monotonic() < deadline:
-            if api := self._running(data, "/health/ready"):
+            if api := self._ready(data):
                 # It outlives us.  Popen knows no letting go, and warns of a process that it believes to be running.
                 process.returncode = 0
                 return api

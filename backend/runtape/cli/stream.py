@@ -155,7 +155,8 @@ def _events(api: Api, response: HTTPResponse, position: Position, holes: set[tup
         for frame in parser.feed(piece):
             if frame.event == "shutdown":
                 api.close()
-                raise _Broken("the server is shutting down", (parser.retry_ms or 0) / 1000)
+                why = _body(frame).get("detail") or "the server is shutting down"
+                raise _Broken(str(why), (parser.retry_ms or 0) / 1000)
             yield from _taken(frame, position, holes)
             if frame.event == "end":
                 api.close()

@@ -66,12 +66,13 @@ class VersionUnknown(Invalid):
 
 
 class LimitOutOfRange(Invalid):
-    """A requested limit lies outside this installation's bounds."""
+    """A limit lies outside this installation's bounds; `fix` says what to do when the request did not give it."""
 
     code = "limit_out_of_range"
 
-    def __init__(self, name: str, value: float, low: float, high: float) -> None:
-        super().__init__(f"limits.{name} is {value}; it must lie between {low} and {high}", field=f"limits.{name}")
+    def __init__(self, name: str, value: float, low: float, high: float, fix: str = "") -> None:
+        detail = f"limits.{name} is {value}; it must lie between {low} and {high}"
+        super().__init__(f"{detail}; {fix}" if fix else detail, field=f"limits.{name}")
 
 
 class ScriptTooLarge(Invalid):

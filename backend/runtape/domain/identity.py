@@ -91,7 +91,10 @@ class ApiKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Principal:
-    """Whom a request acts as, and by which credential.  ``csrf_secret`` is set for sessions alone."""
+    """Whom a request acts as, and by which credential.  ``csrf_secret`` is set for sessions alone.
+
+    ``credential_sha256`` is the digest by which the credential is found again.
+    """
 
     user_id: UserId
     username: str
@@ -100,6 +103,7 @@ class Principal:
     scopes: frozenset[Scope]
     credential: CredentialKind
     credential_id: str
+    credential_sha256: str = field(default="", repr=False)
     csrf_secret: str | None = field(default=None, repr=False)
 
     @property
@@ -152,6 +156,7 @@ def session_principal(session: Session, user: User) -> Principal:
         scopes=scopes_of(user.role),
         credential=CredentialKind.SESSION,
         credential_id=session.id,
+        credential_sha256=session.token_sha256,
         csrf_secret=session.csrf_secret,
     )
 
@@ -166,6 +171,7 @@ def key_principal(key: ApiKey, user: User) -> Principal:
         scopes=key.scopes & scopes_of(user.role),
         credential=CredentialKind.API_KEY,
         credential_id=key.id,
+        credential_sha256=key.key_sha256,
     )
 
 

@@ -1,7 +1,7 @@
 """What one run may use, and the bounds within which a request may ask for it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from runtape.domain.errors import LimitOutOfRange
 
@@ -61,3 +61,14 @@ class LimitPolicy:
                 raise LimitOutOfRange(name, value, low, high)
             chosen[name] = value
         return replace(self.default, **chosen) if chosen else self.default
+
+    def check_again(self, limits: Limits) -> None:
+        """Return when none of `limits`, resolved some time ago, exceeds today's maximum, the operator's own included.
+
+        Raises: LimitOutOfRange, naming the first that does.
+        """
+        for field in fields(limits):
+            value, low, high = (getattr(each, field.name) for each in (limits, MINIMUM, self.maximum))
+            if value > high:
+                fix = "the maximum was lowered since that run: submit its script again within it"
+                raise LimitOutOfRange(field.name, value, low, high, fix)

@@ -27,5 +27,9 @@ class RateLimiter(Protocol):
     """A bucket per key that refills evenly (GCRA): bursts up to the limit, the limit per period on average."""
 
     async def take(self, key: str, allowance: Allowance) -> Decision:
-        """Use one call of `key`, if it has one; a refused call uses none."""
+        """Use one call of `key`, if it has one; a refused call uses none.  Raises: Transient."""
+        ...
+
+    async def peek(self, key: str, allowance: Allowance) -> Decision:
+        """Return how the bucket of `key` stands and use nothing: `allowed` if a call would be.  Raises: Transient."""
         ...

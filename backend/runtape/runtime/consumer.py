@@ -1,8 +1,8 @@
 """The consumer loop: messages of one group from the log to their handlers, in order per execution.
 
-Executions are handled side by side, the messages of one execution one after another.  The class of a failure
-decides: transient ones are tried again with growing pauses, anything else is told and set aside, since the
-sweeper finds the document again by its ``due_at``.
+Executions are handled side by side, as many as there are places, the messages of one execution one after another:
+the rest of a backlog stays in the log.  The class of a failure decides: transient ones are tried again with growing
+pauses, anything else is told and set aside, since the sweeper finds the document again by its ``due_at``.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ LONGEST_PAUSE_S = 5.0
 
 
 class Consumer:
-    """Feeds one group's handlers; `run` it as a task."""
+    """Feeds one group's handlers, for `at_once` executions side by side; `run` it as a task."""
 
     def __init__(
         self,
@@ -35,6 +35,7 @@ class Consumer:
         event_log: EventLog,
         flow: Flow,
         tasks: Tasks,
+        at_once: int,
     ) -> None:
         self._group = group
         self._topics = topics
@@ -43,6 +44,7 @@ class Consumer:
         self._flow = flow
         self._tasks = tasks
         self._lines: dict[ExecutionId, deque[Delivery]] = {}
+        self._places = asyncio.Semaphore(at_once)
 
     async def run(self) -> None:
         """Handle what the log delivers; runs until cancelled."""
@@ -55,6 +57,7 @@ class Consumer:
             if line is not None:
                 line.append(delivery)
                 continue
+            await self._places.acquire()
             self._lines[execution_id] = deque((delivery,))
             self._tasks.spawn(self._drain(execution_id), f"{self._group}.handle")
 
@@ -66,6 +69,7 @@ class Consumer:
                 self._event_log.acknowledge(self._group, line.popleft())
         finally:
             del self._lines[execution_id]
+            self._places.release()
 
     async def _handle(self, delivery: Delivery) -> None:
         handler = self._handlers[delivery.message.type]

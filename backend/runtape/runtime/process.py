@@ -1,8 +1,9 @@
 """The life of the embedded server process: its folder, its socket, its signals.
 
 A data folder belongs to one process, which holds an exclusive ``flock`` on ``lock``.  ``server.json`` (0600)
-tells the local CLI where it is, ``local.key`` (0600) lets it in.  SIGTERM ends the streams with ``shutdown``,
-then the server, then the sandbox; a second signal ends the process at once.
+tells the local CLI where it is and by which secret it can prove to be that, ``local.key`` (0600) lets it in.
+SIGTERM ends the streams with ``shutdown``, then the server, then the sandbox; a second signal ends the process at
+once.
 """
 
 import asyncio
@@ -213,11 +214,13 @@ async def _credentials(service: Service, settings: Settings, ephemeral: bool) ->
 async def _announce(server: _Server, service: Service, data_dir: Path, url: str, ephemeral: bool) -> None:
     """Say that the server accepts work once it does."""
     await server.ready.wait()
-    (await service.container.get(Health)).accepting = True
+    health = await service.container.get(Health)
+    health.accepting = True
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
-    _write_private(data_dir / SERVER_FILE, json.dumps({"url": url, "pid": os.getpid(), "ephemeral": ephemeral}))
+    told = {"url": url, "pid": os.getpid(), "ephemeral": ephemeral, "instance": health.instance}
+    _write_private(data_dir / SERVER_FILE, json.dumps(told))
     print(f"ready {url}", flush=True)
 
 

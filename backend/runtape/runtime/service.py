@@ -83,6 +83,7 @@ class Service:
                     event_log=event_log,
                     flow=flow,
                     tasks=tasks,
+                    at_once=self.settings.flow.at_once,
                 )
                 tasks.keep(consumer.run, f"{part.group}.consume")
             if role is not Role.POD_MONITOR:

@@ -99,6 +99,7 @@ class FlowSettings(_Section):
     """How steps are committed."""
 
     fused: bool = Field(default=True, description="commit the steps up to the next effect together; off for tests")
+    at_once: int = Field(default=256, ge=1, description="executions whose messages a consumer group handles at once")
 
 
 class Settings(BaseSettings):

@@ -8,7 +8,6 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from runtape.adapters.embedded import database as database_module
 from runtape.adapters.embedded.admission import InMemoryAdmissionQueue
 from runtape.adapters.embedded.database import Database
 from runtape.adapters.embedded.documents import SqliteExecutionStore, SqliteSagaStore, SqliteUnitOfWork
@@ -27,12 +26,7 @@ from tests.contract.suites.stores import Stores, StoresBasic
 def quick_place() -> Iterator[Path]:
     """Give an empty folder, in memory where that is possible: no test here is about the disk."""
     memory = Path("/dev/shm")
-    # A full-size WAL in every test would write gigabytes and show nothing.
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder,
-    ):
-        patch.setattr(database_module, "WAL_BYTES", 1 << 16)
+    with TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
         yield Path(folder)
 
 
@@ -41,7 +35,8 @@ async def sqlite_stores(
     path: Path, clock: ManualClock, database_type: type[Database] = Database
 ) -> AsyncIterator[Stores]:
     """Open the embedded stores over the file at `path`."""
-    database = database_type(path, STORE_SCHEMA)
+    # A full-size WAL in every test would write gigabytes and show nothing.
+    database = database_type(path, STORE_SCHEMA, wal_bytes=1 << 16)
     await database.open()
     log = SqliteEventLog(database)
     try:

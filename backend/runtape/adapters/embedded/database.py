@@ -14,9 +14,11 @@ survives the death of the process, since its pages are in the kernel's hands.
 
 The WAL is grown in advance, because a file that grows makes each sync a journal commit of the file system
 (measured: half the mean of a FULL commit under load).  It is grown by writing zeros into the empty file: SQLite
-takes a header of zeros for an empty log.  Checkpoints are run by a reader thread, off the commit path, before the
-log outgrows that size.  SQLite starts again at the log's beginning only when all of it was copied, which a reader
-cannot reach while the writer adds to it; so the writer copies the last few pages itself, between two groups.
+takes a header of zeros for an empty log.  Checkpoints are run by a reader thread, off the commit path, each time
+the log has grown by half that size.  SQLite starts again at the log's beginning only when all of it was copied, which
+a reader cannot reach while the writer adds to it; so the writer copies the last few pages itself, between two groups.
+When the log is as long as the file and the reader not done, the writer waits for it: so the file grows by a group at
+most, unless somebody's long read keeps the log from being copied.
 
 Readers have connections of their own; each read is one snapshot of what was committed.
 
@@ -29,6 +31,7 @@ import contextlib
 import os
 import queue
 import sqlite3
+import struct
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,11 +49,14 @@ GROUP_LIMIT = 128
 """Writes per transaction at most, which bounds how long the first of a group waits for the last."""
 
 WAL_BYTES = 32 << 20
-CHECKPOINT_BYTES = 16 << 20
 GROWTH_BYTES = 1 << 20
-UNIT_BYTES = 24 << 10
 CACHE_KIB = 2 << 10
 """The page cache of each connection.  A run touches the newest pages of each tree; more would only fill up."""
+
+_WAL_INDEX = struct.Struct("=14xHI")
+"""Page size and number of frames, at the start of the -shm file (sqlite.org/walformat.html, 2.1)."""
+
+_FRAME_HEADER_BYTES = 24
 
 APPLICATION_ID = 0x52547031
 SCHEMA_VERSION = 1
@@ -78,12 +84,15 @@ class Database:
         self._reads: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._checkpointing = False
+        self._checkpointed = threading.Event()
+        """Set while no checkpoint is under way."""
+        self._checkpointed.set()
         self._copied = False
         """Whether a reader has copied the log, and the writer is to copy what came since."""
         self._wal_path = path.with_name(path.name + "-wal")
-        self._unchecked_bytes = 0
-        self._wal_seen_bytes = wal_bytes
+        self._wal_index: int | None = None
+        self._asked_at_bytes = 0
+        """How long the log was when a checkpoint was last asked for."""
         self._closed = False
 
     async def open(self) -> None:
@@ -103,10 +112,16 @@ class Database:
         if not self._closed:
             self._closed = True
             self._writes.put(None)
-            for _ in range(self._reader_count):
-                self._reads.put(None)
-        for thread in self._threads:
+        writer, readers = self._threads[:1], self._threads[1:]
+        for thread in writer:  # it may wait for a checkpoint, so the readers outlive it
             await asyncio.to_thread(thread.join)
+        for _ in readers:
+            self._reads.put(None)
+        for thread in readers:
+            await asyncio.to_thread(thread.join)
+        if self._wal_index is not None:
+            os.close(self._wal_index)
+            self._wal_index = None
 
     def write(self, work: Callable[[sqlite3.Connection], T], *, durable: bool = False) -> "asyncio.Future[T]":
         """Run `work` in its own savepoint of the next transaction; the future is done once that is committed.
@@ -179,6 +194,8 @@ class Database:
                 connection.execute(f"pragma application_id={APPLICATION_ID}")
             connection.execute("pragma wal_checkpoint(truncate)")
             self._grow_wal()
+            # Kept open until no connection is left: closing a file drops the process's locks on it.
+            self._wal_index = os.open(self._path.with_name(self._path.name + "-shm"), os.O_RDONLY)
         except BaseException:
             connection.close()
             raise
@@ -214,11 +231,11 @@ class Database:
             else:
                 answers = _failed(group, refusal)
             self._tell(answers)
+            self._consider_checkpoint()
             if self._copied:
                 self._copied = False
                 with contextlib.suppress(sqlite3.Error):
                     connection.execute("pragma wal_checkpoint(passive)").fetchone()
-            self._consider_checkpoint(len(group))
         with contextlib.suppress(sqlite3.Error):
             connection.execute("pragma wal_checkpoint(truncate)")
         connection.close()
@@ -284,18 +301,18 @@ class Database:
         except RuntimeError:  # the loop was closed first: nobody waits any more
             log.debug("store.answer_dropped", count=len(answers))
 
-    def _consider_checkpoint(self, units: int) -> None:
-        # Pages written are not told by this driver; 24 KiB a unit is what a run's units were measured to add, and
-        # the file's growth tells of larger ones.
-        self._unchecked_bytes += units * UNIT_BYTES
-        if self._checkpointing or (
-            self._unchecked_bytes < CHECKPOINT_BYTES and self._wal_size() < self._wal_seen_bytes + CHECKPOINT_BYTES
-        ):
+    def _consider_checkpoint(self) -> None:
+        length = self._log_bytes()
+        if not self._checkpointed.is_set():
+            if length >= self._wal_bytes:
+                self._checkpointed.wait()
             return
-        self._checkpointing = True
-        self._unchecked_bytes = 0
-        self._wal_seen_bytes = max(self._wal_size(), self._wal_bytes)
-        self._reads.put(_Call(self._checkpoint, None))
+        if length < self._asked_at_bytes:  # the log has begun again
+            self._asked_at_bytes = 0
+        if length >= self._asked_at_bytes + self._wal_bytes // 2:
+            self._asked_at_bytes = length
+            self._checkpointed.clear()
+            self._reads.put(_Call(self._checkpoint, None))
 
     def _checkpoint(self, connection: sqlite3.Connection) -> None:
         try:
@@ -305,13 +322,13 @@ class Database:
         except sqlite3.Error as error:
             log.warning("store.checkpoint_failed", error=str(error))
         finally:
-            self._checkpointing = False
+            self._checkpointed.set()
 
-    def _wal_size(self) -> int:
-        try:
-            return os.stat(self._wal_path).st_size
-        except FileNotFoundError:
-            return 0
+    def _log_bytes(self) -> int:
+        """Return how much of the log's file is in use; the file itself never shrinks."""
+        assert self._wal_index is not None
+        page_bytes, frames = _WAL_INDEX.unpack(os.pread(self._wal_index, _WAL_INDEX.size, 0))
+        return frames * (page_bytes + _FRAME_HEADER_BYTES)
 
 
 def _failed(group: list[_Call], error: BaseException) -> list[_Answer]:

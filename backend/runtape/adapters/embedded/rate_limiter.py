@@ -41,6 +41,15 @@ class GcraRateLimiter:
         self._forget(now)
         return Decision(True, limit, room // interval, (after - now) / 1e9, 0.0)
 
+    async def peek(self, key: str, allowance: Allowance) -> Decision:
+        now = round(self._clock.monotonic_s() * 1e9)
+        limit = allowance.limit
+        interval = max(int(allowance.period_s * 1e9) // limit, 1)
+        full_at = max(self._full_at_ns.get(key, now), now)
+        room = limit * interval - (full_at - now)
+        wait = max(interval - room, 0)
+        return Decision(not wait, limit, room // interval, (full_at - now) / 1e9, wait / 1e9)
+
     def _forget(self, now: int) -> None:
         """Drop up to two of the longest unused buckets if they are full again, or if there are too many."""
         buckets = self._full_at_ns

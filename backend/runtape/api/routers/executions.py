@@ -42,6 +42,7 @@ def _change(*codes: str) -> dict[int | str, dict[str, Any]]:
 
 
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})\Z", re.ASCII)
+_CURSOR = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
 PAGE_LIMIT = 200
 
 ExecutionIdPath = Annotated[ExecutionId, Path(examples=[EXECUTION_EXAMPLE])]
@@ -194,7 +195,14 @@ async def cancel_execution(
 @router.post(
     "/executions/{execution_id}/retry",
     response_model=Accepted,
-    responses=_change("not_terminal", "idempotency_conflict", "queue_full"),
+    responses=_change(
+        "not_terminal",
+        "runtime_unknown",
+        "version_unknown",
+        "limit_out_of_range",
+        "idempotency_conflict",
+        "queue_full",
+    ),
 )
 async def retry_execution(
     execution_id: ExecutionIdPath,
@@ -245,8 +253,10 @@ async def list_executions(
     for name, value in (("start_time", start_time), ("end_time", end_time)):
         if value is not None and value.tzinfo is None:
             raise ValidationFailed("give the time with its zone, as in 2026-01-31T12:00:00Z", field=name)
+    if cursor is not None and not _CURSOR.match(cursor):
+        raise ValidationFailed(f'"{cursor[:80]}" is no cursor; send the next_cursor of the page before', field="cursor")
     where = ExecutionFilter(
         user_id=principal.user_id, status=status, lang=lang, created_from=start_time, created_before=end_time
     )
-    page, next_cursor = await queries.list(where, limit, ExecutionId(cursor) if cursor else None)
+    page, next_cursor = await queries.list(where, limit, ExecutionId(cursor) if cursor is not None else None)
     return ExecutionList(executions=[ExecutionAnswer.of(execution) for execution in page], next_cursor=next_cursor)

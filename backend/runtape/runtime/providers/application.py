@@ -134,5 +134,6 @@ class ApplicationProvider(Provider):
         )
 
     @provide
-    def health(self, blobs: BlobStore, log: EventLog, pods: PodRuntime, clock: Clock) -> Health:
-        return Health({"store": blobs.ready, "log": log.ready, "sandbox": pods.ready}, clock.monotonic_s())
+    def health(self, blobs: BlobStore, log: EventLog, pods: PodRuntime, clock: Clock, ids: Ids) -> Health:
+        probes = {"store": blobs.ready, "log": log.ready, "sandbox": pods.ready}
+        return Health(probes, clock.monotonic_s(), ids.new_secret())
