@@ -81,6 +81,7 @@ def _make(wanted: Sequence[str]) -> None:
             _create(installer)
         for name in missing:
             _install(installer, name, with_project=name == BASE)
+        _build_programs()
     except BaseException:
         print(file=sys.stderr)
         raise
@@ -133,6 +134,12 @@ def _link_project() -> None:
     """Let the environment's Python import the project from this folder; nothing is built, so nothing unpinned runs."""
     (packages,) = VENV.glob("lib/python*/site-packages")
     _write(packages / "runtape.pth", f"{ROOT / 'backend'}\n".encode())
+
+
+def _build_programs() -> None:
+    """Compile the sandbox's C programs, so that the first run need not; without a compiler it does without them."""
+    with contextlib.suppress(Failed):
+        _call(str(PYTHON), "-P", "-m", "runtape.adapters.sandbox.native")
 
 
 def _write(path: Path, data: bytes) -> None:

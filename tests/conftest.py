@@ -79,7 +79,8 @@ PARTS = {
 }
 
 _SKIPPED_PART = pytest.StashKey[str]()
-_SKIPS = pytest.StashKey[dict[str, list[tuple[str, str]]]]()
+_SKIPS = pytest.StashKey["SkipSummary"]()
+_SKIPPED_FOR = "skipped for the part"
 
 
 @functools.cache
@@ -93,7 +94,8 @@ def _required() -> frozenset[str]:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", f"needs(*parts): parts that the test needs ({', '.join(PARTS)})")
-    config.stash[_SKIPS] = defaultdict(list)
+    config.stash[_SKIPS] = SkipSummary()
+    config.pluginmanager.register(config.stash[_SKIPS])
     if unknown := _required() - PARTS.keys():
         raise pytest.UsageError(f"RUNTAPE_REQUIRE names {', '.join(sorted(unknown))}; the parts are {', '.join(PARTS)}")
 
@@ -115,7 +117,9 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     if report.skipped and not hasattr(report, "wasxfail"):
-        _note_skip(item.config, report, item.stash.get(_SKIPPED_PART, OTHER), item.nodeid)
+        part = item.stash.get(_SKIPPED_PART, OTHER)
+        report.user_properties.append((_SKIPPED_FOR, part))
+        _refuse_skip(report, part)
     return report
 
 
@@ -125,23 +129,41 @@ def pytest_make_collect_report(
 ) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
     report = yield
     if report.skipped:
-        _note_skip(collector.config, report, OTHER, collector.nodeid)
+        _refuse_skip(report, OTHER)
     return report
 
 
-def _note_skip(config: pytest.Config, report: pytest.TestReport | pytest.CollectReport, part: str, nodeid: str) -> None:
-    """Remember a skip for the summary, or turn it into a failure when its part is required."""
-    where = report.longrepr
-    reason = (where[2] if isinstance(where, tuple) else str(where)).removeprefix("Skipped: ")
+def _refuse_skip(report: pytest.TestReport | pytest.CollectReport, part: str) -> None:
+    """Turn a skip into a failure when its part is required."""
     if part in _required():
         report.outcome = "failed"
-        report.longrepr = f"RUNTAPE_REQUIRE names {part}, so this may not be skipped: {reason}"
-    else:
-        config.stash[_SKIPS][part].append((reason, nodeid))
+        report.longrepr = f"RUNTAPE_REQUIRE names {part}, so this may not be skipped: {_reason(report)}"
+
+
+def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
+    where = report.longrepr
+    return (where[2] if isinstance(where, (tuple, list)) else str(where)).removeprefix("Skipped: ")
+
+
+class SkipSummary:
+    """Collects the skips in the process that reports, wherever the tests ran."""
+
+    def __init__(self) -> None:
+        self.by_part: dict[str, list[tuple[str, str]]] = defaultdict(list)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        part = dict(report.user_properties).get(_SKIPPED_FOR)
+        if report.skipped and isinstance(part, str):
+            self.by_part[part].append((_reason(report), report.nodeid))
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        entry = (_reason(report), report.nodeid)
+        if report.skipped and entry not in self.by_part[OTHER]:  # every worker collects everything
+            self.by_part[OTHER].append(entry)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    skips = config.stash[_SKIPS]
+    skips = {part: entries for part, entries in config.stash[_SKIPS].by_part.items() if entries}
     if not skips:
         return
     terminalreporter.section("skipped, by part")

@@ -136,7 +136,7 @@ def test_two_first_starts_at_once_make_one_environment(copy: Copy) -> None:
 
 def test_tests_get_their_packages_once_and_their_arguments(copy: Copy) -> None:
     done = copy.start("test", "-q", "-k", "one or two")
-    assert done.stdout == f"{copy.root}: -P -m pytest -q -k one or two\n"
+    assert done.stdout == f"{copy.root}: -P -m pytest -n auto --maxprocesses 4 --dist loadfile -q -k one or two\n"
     assert "with the tests' packages" in done.stderr
     assert copy.calls[-1].endswith("requirements-dev.lock")
     assert copy.start("test").stderr == ""

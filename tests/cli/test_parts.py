@@ -28,17 +28,20 @@ def test_runs(): pass
 """
 
 
-def run(folder: Path, require: str = "", text: str = NEEDS_WHAT_IS_NOT_THERE) -> "subprocess.CompletedProcess[str]":
+def run(
+    folder: Path, require: str = "", text: str = NEEDS_WHAT_IS_NOT_THERE, workers: str = "0"
+) -> "subprocess.CompletedProcess[str]":
     (folder / "conftest.py").write_text(CONFTEST)
     (folder / "test_it.py").write_text(text)
     (folder / "pytest.ini").write_text("[pytest]\n")
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", str(folder)]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-n", workers, str(folder)]
     env = {**os.environ, "RUNTAPE_REQUIRE": require}
     return subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_skips_are_listed_by_part_before_the_usual_last_line(tmp_path: Path) -> None:
-    done = run(tmp_path)
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_skips_are_listed_by_part_before_the_usual_last_line(tmp_path: Path, workers: str) -> None:
+    done = run(tmp_path, workers=workers)
     assert done.returncode == 0
     assert "unicorn (what no host has): 2 skipped, none seen\n    in test_it.py\n" in done.stdout
     assert "other (skips that name no part): 1 skipped, not today\n" in done.stdout

@@ -102,8 +102,12 @@ class EventStream:
         if body is not None:
             lines.append(f"content-length: {len(body)}")
         stream._writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + (body or b""))
-        async with asyncio.timeout(WAIT_S):
-            head = await stream._reader.readuntil(b"\r\n\r\n")
+        try:
+            async with asyncio.timeout(WAIT_S):
+                head = await stream._reader.readuntil(b"\r\n\r\n")
+        except BaseException:
+            stream.close()
+            raise
         status, *fields = head.decode().rstrip().split("\r\n")
         stream.status = int(status.split()[1])
         stream.headers = {name.lower(): value for name, _, value in (field.partition(": ") for field in fields)}

@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import os
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -58,7 +57,7 @@ async def way_of(sandbox: LocalSandbox) -> str:
     """Return how a Python program comes to its box: "forked", "execd" or "in_python"."""
     if "zygote.py" in (await run(sandbox, "print(open('/proc/self/cmdline').read())")).text:
         return "forked"
-    return "execd" if any(name_of(pid) == "nursery" for pid in descendants(os.getpid())) else "in_python"
+    return "execd" if sandbox.native else "in_python"
 
 
 async def start(

@@ -190,4 +190,9 @@ class _Group:
         ahead = set(self.in_flight)
         if self.waiting:
             ahead.add(self.waiting[0][0])
-        return min(ahead, default=self.read_to + 1) - 1
+        if ahead:
+            return min(ahead) - 1
+        offset = self.read_to
+        while offset + 1 in self._done_ahead:  # acted on while the group was still behind
+            offset += 1
+        return offset

@@ -1,28 +1,32 @@
 """`PodRuntime` over this machine's own kernel: `LocalSandbox`.
 
-Theory of operation.  Three kinds of process take part.
+Theory of operation.  Four kinds of process take part.
 
-    service (event loop)          keeper (one)                    box (one per run)
+    service (event loop)          keeper (Python)                 nursery (C, native/)
     ─────────────────────         ───────────────────────         ──────────────────────────
-    LocalSandbox, BoxPool ─order─ clones boxes ahead of time ──── pid 1 (keeper/init.py)
-    Pod: reads stdout, stderr,    cgroups, CPU and memory           └ program, pid 2, and its tree
-         hears the end            watch, reaps the dead
+    LocalSandbox, BoxPool ──arm── tells a slot to arm a box ────── slot ─ box: pid 1
+    Pod: reads stdout, stderr,    cgroups, CPU and memory          zygote ··fork·▸ └ runner, the program
+         hears the end            watch
 
 * The **service** never forks a program.  It takes an armed box from the pool, sends it the order over the box's own
   socket, reads the program's pipes, and hears the end over that socket: two hops for a run, none through the keeper.
-* The **keeper** (`keeper/service.py`) knows no program and no secret.  It makes boxes, enforces what must be looked at
-  from outside, and reaps.
-* A **box** (`keeper/box.py`) is confined before any order exists: fresh user, pid, mount, network, ipc, uts and cgroup
-  namespaces, no capability, seccomp allow-list, read-only root.  It is used once.
+* The **keeper** (`keeper/service.py`) knows no program and no secret.  It has boxes made and enforces what must be
+  looked at from outside.
+* The **nursery** (`native/nursery.c`) is where everything that runs programs descends from.  A slot makes one box after
+  another.  A box is confined before any order exists, and is used once.  Its runner, which becomes the program, is
+  forked from a zygote (an interpreter that is warm already) or execs its program.
+
+Where there is no C compiler the keeper makes boxes by forking itself (`keeper/forking.py`), and programs are exec'd.
 
 Who may see what.  The program holds descriptors 0, 1, 2 and sees its work directory and read-only system folders.
 Neither the service's environment nor its memory was ever in a process that a box descends from, since the keeper was
 exec'd.  Nothing here opens a path that a program made.
 
-Who dies.  Program: pid 1 kills what it left, and tells.  Pid 1: the kernel kills the tree, the keeper tells.  Keeper:
-boxes die with it; `BoxPool` waits for that, tells the runs (`SANDBOX_ERROR`, "keeper_lost") and starts another.
-Service: keeper and boxes read end of file or get their death signal; the next service waits for the lock that they
-hold.  Nothing is left but empty cgroups if the keeper itself was killed; the next one sweeps them.
+Who dies.  Program: pid 1 kills what it left, and tells.  Pid 1: the kernel kills the tree, the keeper tells.  Zygote:
+its boxes go on, others exec their programs meanwhile.  Keeper or nursery: boxes die with it; `BoxPool` waits for that,
+tells the runs (`SANDBOX_ERROR`, "keeper_lost") and starts another.  Service: keeper and boxes read end of file or get
+their death signal; the next service waits for the lock that they hold.  Nothing is left but empty cgroups if the keeper
+itself was killed; the next one sweeps them.
 """
 
 import asyncio
@@ -232,6 +236,11 @@ class LocalSandbox:
 
     async def ready(self) -> None:
         await self._opened_pool().ready()
+
+    @property
+    def native(self) -> bool:
+        """Whether C programs make the boxes; to be asked once the sandbox is open."""
+        return self._opened_pool().mode.native
 
     async def warmed(self, lang: str, version: str) -> None:
         """Return when the next program of this runtime will be forked from an interpreter that has started already.

@@ -1,7 +1,8 @@
 """Builds the C programs of native/, which make boxes; without a compiler the keeper makes them itself, slower.
 
-Built once per content of the sources and put below the Python environment, or below the data folder where that is not
-ours to write to.  What is there already is used as it is: whoever may write there may change this package as well.
+Built once per content of the sources, mostly when the environment is made (``python -m`` this module), and put below
+the Python environment, or below the data folder where that is not ours to write to.  What is there already is used as
+it is: whoever may write there may change this package as well.
 """
 
 import hashlib
@@ -88,3 +89,7 @@ def _compile(command: str, *arguments: str) -> None:
         timeout=_TIMEOUT_S,
         check=True,
     )
+
+
+if __name__ == "__main__":
+    built(Path(sys.prefix) / "lib")

@@ -1,18 +1,17 @@
 """The keeper: makes boxes ahead of time, bounds what the kernel does not, and buries the dead.
 
 Theory of operation.  One process, one thread, one epoll.  It is exec'd by the service with a clean environment and
-two descriptors: the control socket and the locked lock file.  It prepares the root file system once, then forks
-boxes on demand.  An armed box's order channel and output pipes go to the service, which from then on deals with the
-box directly; the keeper hears of it again when it dies.
+two descriptors: the control socket and the locked lock file.  It prepares the root file system once, then has boxes
+made on demand: by the C programs (`nursery.SlotMaker`), or by forking itself (`forking.ForkingMaker`).  An armed box's
+order channel and output pipes go to the service, which from then on deals with the box directly; the keeper hears of it
+again when it is dead.
 
-What it watches: the control socket (an end of file means that the service is gone: kill every box, wait for each,
-exit, and with us goes the lock); each box's channel until it is armed; each box's pidfd; under cgroups v1 the eventfd
-that tells of an exhausted memory limit.  Timers exist only while a box is bound to be sampled.
+What it watches: the control socket (an end of file means that the service is gone: kill every box, wait until each is
+gone, exit, and with us goes the lock); the sockets of its maker.  Timers exist only while a box is bound to be sampled.
 
 Who dies first.  Service: end of file here, and a death signal for the case that a child of its own holds a copy of the
-socket.  Keeper: every box has a death signal on us, and pid 1 takes its tree along.  Box: the pidfd; a pid namespace is
-empty before the death of its pid 1 shows.  Signals that a service manager sends to the whole group are ignored: the
-service decides when its runs end.
+socket.  Keeper: nursery or boxes have a death signal on us.  Signals that a service manager sends to the whole group
+are ignored: the service decides when its runs end.
 """
 
 import gc
