@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from runtape.adapters.sandbox import LocalSandbox, local, native, runtimes
+from tests.prove.weakened import Weakness, weaken
 from tests.sandbox.conftest import is_made
 from tests.sandbox.runs import descendants, run, start, until_printed, version_of, way_of
 
@@ -35,6 +36,16 @@ async def lose_zygotes(own_sandbox: LocalSandbox) -> None:
     assert b"down" in b"".join([record.data async for batch in own_sandbox.records(key) for record in batch])
     await own_sandbox.remove(key)
     await is_made(own_sandbox, "forked")
+
+
+async def test_zygote_that_hangs_holds_up_nobody_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weaken(Weakness("nursery._MAKING_TIMEOUT_S = 0.3"), monkeypatch, tmp_path)
+    async with LocalSandbox(tmp_path / "data") as sandbox:
+        await is_made(sandbox, "forked")
+        for pid in [pid for pid in descendants(os.getpid()) if is_zygote(pid)]:
+            os.kill(pid, signal.SIGSTOP)
+        results = await asyncio.gather(*(run(sandbox, f"print({n})") for n in range(12)))
+        assert [result.text for result in results] == [str(n) for n in range(12)]
 
 
 def is_zygote(pid: int) -> bool:

@@ -9,7 +9,7 @@ to order.
 Zygotes.  There is always a stock of boxes that exec their program, and one of boxes forked from the zygote that the
 installation prefers.  For another zygote a stock is begun by the first run that could use it, which itself takes a
 box of the first kind rather than wait for an interpreter to start; the stock is given up when nobody has asked for it
-for some minutes.  A zygote that cannot be forked from is not asked for again.
+for some minutes.  A zygote that cannot be forked from is left alone for a while, and programs are exec'd.
 
 The lock.  ``<data>/sandbox.lock`` is locked before the keeper starts, and keeper and boxes hold it.  It is free only
 when all of them are dead, however they died; so whoever gets it knows that no program of an earlier service runs.
@@ -48,6 +48,7 @@ _RETRY_DELAY_S: Final = 0.2
 _FAILURES_TO_REFUSE: Final = 5
 _OPEN_TIMEOUT_S: Final = 10.0
 _ZYGOTE_FAILURES: Final = 3
+_ZYGOTE_REST_S: Final = 30.0
 _RESTARTS_TO_REFUSE: Final = 3
 _RESTART_DELAYS_S: Final = (0.0, 0.1, 0.5, 2.0, 5.0)
 
@@ -77,6 +78,8 @@ class BoxPool:
         """Shapes to have in stock, with the loop's time at which that ends."""
         self._warm: set[str] = set()
         """Zygotes that boxes have been forked from."""
+        self._resting: dict[str, float] = {}
+        """Zygotes that could not be forked from, with the loop's time at which to try again."""
         self._failures_of: defaultdict[str, int] = defaultdict(int)
         self._taken: dict[int, tuple[ArmedBox, Callable[[wire.Reaped], None]]] = {}
         self._orphans: set[ArmedBox] = set()
@@ -118,6 +121,7 @@ class BoxPool:
             raise
         self._warm.clear()
         self._failures_of.clear()
+        self._resting.clear()
         self._refused = None
         self._kept = {self._standard._replace(zygote=""): math.inf}
         if self.mode.native:
@@ -170,15 +174,22 @@ class BoxPool:
         shape = wire.Shape(zygote, disk_bytes, inodes)
         if not zygote:
             return shape
-        if not self.mode.native or self._failures_of[zygote] >= _ZYGOTE_FAILURES:
+        now_s = asyncio.get_running_loop().time()
+        if not self.mode.native or self._rests(zygote, now_s):
             return shape._replace(zygote="")
         standard = self._standard._replace(zygote=zygote)
         if self._kept.get(standard) != math.inf:
-            self._kept[standard] = asyncio.get_running_loop().time() + _IDLE_STOCK_S
+            self._kept[standard] = now_s + _IDLE_STOCK_S
         if zygote not in self._warm:
             self._fill()
             return shape._replace(zygote="")
         return shape
+
+    def _rests(self, zygote: str, now_s: float) -> bool:
+        if self._resting.get(zygote, 0.0) > now_s:
+            return True
+        self._resting.pop(zygote, None)
+        return False
 
     # Taking
 
@@ -269,7 +280,7 @@ class BoxPool:
             del self._kept[shape]
             self._drop(self._stock.pop(shape, deque()))
         for shape in {*self._kept, *self._waiting}:
-            if self._failures_of[shape.zygote] >= _ZYGOTE_FAILURES and shape.zygote:
+            if self._rests(shape.zygote, now_s):
                 continue
             wanted = sum(not waiter.done() for waiter in self._waiting.get(shape, ()))
             if shape in self._kept:
@@ -356,6 +367,8 @@ class BoxPool:
         log.warning("sandbox.box_failed", zygote=shape.zygote, reason=what, failures=failures)
         if shape.zygote and failures >= _ZYGOTE_FAILURES:
             self._warm.discard(shape.zygote)
+            self._failures_of[shape.zygote] = 0
+            self._resting[shape.zygote] = asyncio.get_running_loop().time() + _ZYGOTE_REST_S
             for each in [each for each in self._waiting if each.zygote == shape.zygote]:
                 self._refuse_waiting(self._waiting.pop(each), ZygoteLost(what))
         elif failures >= _FAILURES_TO_REFUSE and not self._stock[shape]:

@@ -17,6 +17,7 @@ import resource
 import signal
 import socket
 import struct
+import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ from .cgroups import Group, Hierarchy
 
 _BOXES_OF_A_SLOT: Final = 1000
 _BOXES_OF_A_ZYGOTE: Final = 10_000
+_LIFE_OF_A_ZYGOTE_S: Final = 3600.0
+_MAKING_TIMEOUT_S: Final = 10.0
 
 _NAMESPACES: Final = (
     linux.CLONE_NEWUSER
@@ -113,8 +116,13 @@ def _become_nursery(control_fd: int, lock_fd: int, mapped_read: int, mapped_writ
 class _Zygote:
     name: str
     requests: socket.socket
+    born_s: float
     boxes: int = 0
     lost: bool = False
+
+    def worn_out(self) -> bool:
+        """Whether another is to take its place."""
+        return self.boxes >= _BOXES_OF_A_ZYGOTE or time.monotonic() >= self.born_s + _LIFE_OF_A_ZYGOTE_S
 
 
 @dataclass(slots=True, eq=False)
@@ -128,8 +136,9 @@ class _Slot:
     boxes: int = 0
     shape: wire.Shape | None = None
     """Of the box in the making."""
+    due_s: float = 0.0
+    """Time by which that must be armed."""
     box: Box | None = None
-    number: int = 0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -160,13 +169,25 @@ class SlotMaker:
 
     def make(self, number: int, shape: wire.Shape) -> None:
         """Have a box armed.  Raises: OSError, when no slot can be had."""
+        zygote = self._warm.get(shape.zygote)
+        if zygote is not None and zygote.worn_out():
+            self._retire(zygote)
         idle = self._idle[shape.zygote]
         slot = idle.pop() if idle else self._make_slot(shape.zygote)
-        slot.shape, slot.number = shape, number
+        slot.shape, slot.due_s = shape, time.monotonic() + _MAKING_TIMEOUT_S
         slot.boxes += 1
         if slot.zygote is not None:
             slot.zygote.boxes += 1
         slot.control.send(_ARM.pack(ord("A"), number, shape.disk_bytes, shape.inodes))
+
+    def expire(self) -> None:
+        """Give up on boxes that are in the making for too long, with the zygote that does not answer."""
+        now_s = time.monotonic()
+        for slot in [slot for slot in self._slots if slot.shape is not None and slot.due_s < now_s]:
+            self._tell_unarmed(slot, "it was not armed in time")
+            if slot.zygote is not None:
+                self._retire(slot.zygote)
+            self._dismiss(slot)
 
     def close(self) -> None:
         """Close every socket: the nursery ends, and with it all that it made."""
@@ -209,14 +230,12 @@ class SlotMaker:
 
     def _zygote(self, name: str) -> _Zygote:
         zygote = self._warm.get(name)
-        if zygote is not None and not zygote.lost and zygote.boxes < _BOXES_OF_A_ZYGOTE:
-            return zygote
         if zygote is not None:
-            self._retire(zygote)
+            return zygote
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         socket.send_fds(self.nursery, [_MAKE_ZYGOTE.pack(ord("Z")), self.zygotes[name]], [theirs.fileno()])
         theirs.close()
-        fresh = self._warm[name] = _Zygote(name, ours)
+        fresh = self._warm[name] = _Zygote(name, ours, time.monotonic())
         self.listen(ours.fileno(), lambda: self._retire(fresh))
         return fresh
 

@@ -23,7 +23,7 @@ import signal
 import socket
 import time
 import traceback
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from typing import Final, NoReturn
 
@@ -35,6 +35,7 @@ from .nursery import SlotMaker, open_nursery
 _MAKING_AT_ONCE: Final = os.cpu_count() or 1
 _HOST_UID_RANGES: Final = (1_900_000_000, 60_000, 30_000)
 """First uids of the ranges to take box uids from, under root; the first that this user namespace maps."""
+_EXPIRY_CHECK_S: Final = 1.0
 _CPU_CHECK_S: Final = 0.01
 _CPU_OF_OURS_NS: Final = 5_000_000
 """What our own processes may use on the account of a box; nobody is to be stopped too early for it."""
@@ -87,8 +88,9 @@ class Keeper:
         self._epoll = select.epoll()
         self._on_readable: dict[int, Callable[[], None]] = {}
         self._armed: dict[int, Box] = {}
-        self._to_make: deque[wire.Shape] = deque()
-        self._making = 0
+        self._to_make: defaultdict[str, deque[wire.Shape]] = defaultdict(deque)
+        """By zygote: one that is slow or stuck holds up no other boxes."""
+        self._making: defaultdict[str, int] = defaultdict(int)
         self._last_number = 0
         self._sampled: set[Box] = set()
         self._dead_groups: list[cgroups.Group] = []
@@ -148,16 +150,21 @@ class Keeper:
 
     def _turn(self) -> None:
         """Wait for the next events and handle them."""
-        able_to_make = bool(self._to_make) and self._making < _MAKING_AT_ONCE
-        for fd, _ in self._epoll.poll(0.0 if able_to_make else self._pause_s()):
+        for fd, _ in self._epoll.poll(0.0 if self._makeable() else self._pause_s()):
             if fd in self._on_readable:
                 self._on_readable[fd]()
-        if self._to_make and self._making < _MAKING_AT_ONCE:
-            self._make(self._to_make.popleft())
+        for zygote in self._makeable():
+            self._make(self._to_make[zygote].popleft())
+        if any(self._making.values()):
+            self._maker.expire()
         if self._sampled:
             self._sample()
         if self._dead_groups:
             self._dead_groups[:] = [group for group in self._dead_groups if not group.remove()]
+
+    def _makeable(self) -> list[str]:
+        """Return the zygotes for which a box is wanted and can be begun."""
+        return [zygote for zygote, shapes in self._to_make.items() if shapes and self._making[zygote] < _MAKING_AT_ONCE]
 
     def _obey(self) -> None:
         datagram = self._control.recv(wire.DATAGRAM_BYTES)
@@ -166,7 +173,8 @@ class Keeper:
             return
         kind, *fields = wire.unpack(datagram)
         if kind == "arm":
-            self._to_make.append(wire.Shape(*fields))
+            shape = wire.Shape(*fields)
+            self._to_make[shape.zygote].append(shape)
             return
         box = self._armed.get(fields[0])
         if box is not None and kind == "bound":
@@ -188,7 +196,7 @@ class Keeper:
 
     def _make(self, shape: wire.Shape) -> None:
         self._last_number += 1
-        self._making += 1
+        self._making[shape.zygote] += 1
         try:
             self._maker.make(self._last_number, shape)
         except OSError as error:
@@ -196,12 +204,12 @@ class Keeper:
 
     def _on_armed(self, box: Box, fds: list[int]) -> None:
         """Hand a box over to the service: order channel, outputs, and a copy of its pidfd."""
-        self._making -= 1
+        self._making[box.shape.zygote] -= 1
         self._armed[box.number] = box
         self._send("armed", *box.shape, box.number, fds=fds)
 
     def _on_unarmed(self, shape: wire.Shape, what: str) -> None:
-        self._making -= 1
+        self._making[shape.zygote] -= 1
         self._send("unarmed", *shape, what)
 
     # Bounding
@@ -210,7 +218,7 @@ class Keeper:
         if self._dead_groups:
             return watchdog.INTERVAL_S
         if not self._sampled:
-            return None
+            return _EXPIRY_CHECK_S if any(self._making.values()) else None
         if any(box.memory_limit_bytes for box in self._sampled):
             return watchdog.INTERVAL_S
         return max(0.001, min(box.cpu_check_due_s for box in self._sampled) - time.monotonic())

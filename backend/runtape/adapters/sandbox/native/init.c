@@ -67,11 +67,12 @@ static pid_t fork_runner(const struct box *box, const int *group) {
     _exit(1);
 }
 
-static void tell_armed(const struct box *box, const struct slot *slot, const struct ready *ready) {
+static int tell_armed(const struct box *box, const struct slot *slot, const struct ready *ready) {
     int folder = -1;
     if (slot->how.share_work_directory) folder = open(".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    send_with(box->ready, ready, sizeof *ready, &folder, folder >= 0);
+    int result = send_with(box->ready, ready, sizeof *ready, &folder, folder >= 0);
     close_if(&folder);
+    return result;
 }
 
 /* Wait for the runner and all that it leaves, kill the latter, and return the runner's wait status. */
@@ -131,7 +132,8 @@ void be_init(struct slot *slot, const struct arm *order, struct box *box) {
     close_if(&group[SLOT_PROCESSES]);
     uint64_t kills_before = field_in(group[SLOT_EVENTS], "oom_kill");
     write_number(group[SLOT_PEAK_MEMORY], 0); /* the making is not the program's usage; needs v1, or Linux 6.12 */
-    tell_armed(box, slot, &told.ready);
+    /* A slot that was killed before we asked for its death signal does not hear this. */
+    if (tell_armed(box, slot, &told.ready) < 0) _exit(1);
     close(box->ready);
 
     struct ended ended = {.kind = 'e', .wait_status = reap_all(told.ready.pid)};
