@@ -115,6 +115,10 @@ def box_of(keeper: int) -> int:
     return box
 
 
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 def is_init(pid: int) -> bool:
     """Return whether a process lives and is the first of its pid namespace."""
     try:
@@ -249,3 +253,30 @@ async def test_many_runs_leave_no_descriptor_and_no_process(own_sandbox: LocalSa
     in_stock = 2 * (os.cpu_count() or 1)
     assert len(os.listdir("/proc/self/fd")) <= fds + 4 * in_stock
     assert await own_sandbox.list() == []
+
+
+async def test_keeper_holds_nothing_of_boxes_that_have_ended(own_sandbox: LocalSandbox) -> None:
+    keeper = f"/proc/{keeper_of(own_sandbox)}/fd"
+    if os.geteuid() != 0:
+        return  # nobody else can look into the keeper
+    await asyncio.gather(*(run(own_sandbox, "print(1)") for _ in range(12)))
+    before = len(os.listdir(keeper))
+    for _ in range(30):
+        await run(own_sandbox, "print(1)")
+    # Each run has three; a slot more or less has up to four of its own.
+    assert len(os.listdir(keeper)) - before < 30
+
+
+async def test_kill_of_a_slot_is_told_when_nothing_of_its_box_is_left(own_sandbox: LocalSandbox) -> None:
+    key = await start(own_sandbox, DAEMON)
+    await until_printed(own_sandbox, key, b"up\n")
+    box = box_of(keeper_of(own_sandbox))
+    if not own_sandbox.native:
+        return  # the keeper is its slot
+    slot = parent_of(box)
+    watched = Watched({box, *descendants(box)})
+    os.kill(slot, signal.SIGKILL)
+    result = await finish(own_sandbox, key)
+    assert result.outcome.kind is OutcomeKind.SANDBOX_ERROR
+    assert watched.alive_after(0.001) == 0
+    assert (await run(own_sandbox, "print(1)")).text == "1"

@@ -202,6 +202,23 @@ print(socket.create_connection(server.getsockname()).recv(5).decode())
     assert (await run(sandbox, script)).text == "hello"
 
 
+async def test_port_of_the_run_before_is_free(sandbox: LocalSandbox) -> None:
+    script = """
+import socket, threading
+server = socket.socket()
+server.bind(("127.0.0.1", 8080))
+server.listen()
+def serve():
+    peer, _ = server.accept()
+    peer.close()  # who closes first has to wait
+client = threading.Thread(target=lambda: socket.create_connection(("127.0.0.1", 8080)).recv(1))
+client.start(); serve(); client.join()
+print("served")
+"""
+    for _ in range(12):
+        assert (await run(sandbox, script)).text == "served"
+
+
 @pytest.mark.parametrize("address", ["192.0.2.1", "169.254.169.254", "10.0.0.1"])
 async def test_no_address_outside_can_be_reached(sandbox: LocalSandbox, address: str) -> None:
     assert await probe(sandbox, f"socket.create_connection(({address!r}, 80), 1)", "socket") == "ENETUNREACH"

@@ -54,6 +54,13 @@ SCRIPTS = {
     "global with a finaliser": CLASS + "a = Loud(); a.name = 'a'",
     "cycle with a finaliser": CLASS + "a = Loud(); a.name = 'cycle'; a.self = a; del a",
     "finaliser in a module": "import helper",
+    "finaliser that needs a module and a function": "import sys\ndef say(x): sys.stdout.write(x)\n"
+    "class A:\n    def __del__(self): say('bye' + other)\na = A(); other = '!'",
+    "exit code beyond a long": "import sys; sys.exit(1 << 70)",
+    "local time": "import time; print(time.tzname, time.localtime(0).tm_hour)",
+    "age of the log": "import logging; logging.warning('%s', logging.makeLogRecord({}).relativeCreated < 2000)",
+    "its own thread id": "import os, threading; print(threading.main_thread().native_id == os.getpid())",
+    "preloading a library": "import os; print(os.environ['LD_LIBRARY_PATH'])",
     "module and its names": "print(__name__, __file__, __doc__, sorted(n for n in globals() if n[:2] != '__'))",
     "pickle of a class in main": "import pickle\nclass A: pass\nprint(type(pickle.loads(pickle.dumps(A()))).__name__)",
     "arguments and path": "import sys; print(sys.argv, sys.path[0], sys.flags.isolated, sys.stdout.encoding)",
@@ -76,7 +83,7 @@ async def test_forked_program_does_what_an_execd_one_does(both: tuple[LocalSandb
     how = {
         "stdin": b"one\ntwo\n",
         "args": ("x", "☃"),
-        "env": {"A": "b", "LANG": "C.UTF-8"},
+        "env": {"A": "b", "TZ": "Asia/Tokyo", **({"LD_LIBRARY_PATH": "/box"} if "library" in name else {})},
         "files": {"helper.py": (CLASS + "kept = Loud(); kept.name = 'helper'").encode()},
     }
     forked, execd = [await run(sandbox, SCRIPTS[name], **how) for sandbox in both]

@@ -47,7 +47,7 @@ from . import native
 from .builds import Builds
 from .compiled_pod import CompiledPod
 from .keeper import wire
-from .order import forked, make_opening, make_order, null_byte_in
+from .order import forkable, forked, make_opening, make_order, null_byte_in
 from .pod import CANCELLED, Pod
 from .pool import BoxPool, ZygoteLost
 from .runtimes import InstalledRuntime, detect
@@ -159,7 +159,7 @@ class LocalSandbox:
                 await pod.start()
             else:
                 order = make_order(runtime, spec.source, spec.limits, pool.armed)
-                await self._begin(pod, pool, spec.limits, order, runtime)
+                await self._begin(pod, pool, spec.limits, order, runtime if forkable(spec.source) else None)
         except BaseException as error:
             if pod.ended is None:
                 del self._pods[key]

@@ -59,7 +59,9 @@ def make_opening(
     zygotes: bool = False,
 ) -> wire.Opening:
     """Return what a keeper needs to know: boxes are armed for `limits`, and made by `programs` if there are any."""
-    memory_bytes, processes = group_limits(limits, OURS if programs else OURS_FORKED)
+    ours = OURS if programs else OURS_FORKED
+    # A runner and, for an instant, its go-between: a lower limit comes with the order.
+    memory_bytes, processes = group_limits(replace(limits, processes=max(limits.processes, 2)), ours)
     warmed = [each for each in runtimes if each.zygote] if programs and zygotes else []
     return wire.Opening(
         instance=instance,
@@ -70,6 +72,14 @@ def make_opening(
         memory_bytes=memory_bytes,
         processes=processes,
     )
+
+
+_READ_BEFORE_MAIN: Final = ("LD_", "MALLOC_", "GLIBC_")
+
+
+def forkable(source: Source) -> bool:
+    """Return whether the environment asks for nothing that takes effect only when an interpreter starts."""
+    return not any(name.startswith(_READ_BEFORE_MAIN) for name, _ in source.env)
 
 
 def null_byte_in(source: Source) -> str | None:

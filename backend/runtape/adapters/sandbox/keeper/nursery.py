@@ -10,7 +10,6 @@ idle.  Slots and zygotes are replaced after a number of boxes, so that nothing b
 the address layout that all runners of a zygote share does not stay for good.
 """
 
-import contextlib
 import fcntl
 import os
 import resource
@@ -24,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import Final, NoReturn
 
 from . import linux, rootfs, wire
-from .box import FIXED_LIMITS, OOM_SCORE_ADJUSTMENT, Box, within
+from .box import FIXED_LIMITS, Box, within
 from .cgroups import Group, Hierarchy
 
 _BOXES_OF_A_SLOT: Final = 1000
@@ -90,8 +89,6 @@ def _become_nursery(control_fd: int, lock_fd: int, mapped_read: int, mapped_writ
             os._exit(1)
         os.setresgid(0, 0, 0)
         os.setresuid(0, 0, 0)
-        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "wb") as file:  # /proc may be masked
-            file.write(OOM_SCORE_ADJUSTMENT)
         linux.set_hostname(b"runtape")
         rootfs.enter_image()
         for kind, limits in FIXED_LIMITS:
@@ -139,6 +136,8 @@ class _Slot:
     due_s: float = 0.0
     """Time by which that must be armed."""
     box: Box | None = None
+    oom_kills: int = 0
+    """Of its group before that box; version 2 kills the slot with it."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -165,6 +164,7 @@ class SlotMaker:
     _slots: set[_Slot] = field(default_factory=set)
     _warm: dict[str, _Zygote] = field(default_factory=dict)
     _free_uids: list[int] = field(default_factory=list)
+    _last_uid: int = 0
     _last_slot: int = 0
 
     def make(self, number: int, shape: wire.Shape) -> None:
@@ -174,11 +174,14 @@ class SlotMaker:
             self._retire(zygote)
         idle = self._idle[shape.zygote]
         slot = idle.pop() if idle else self._make_slot(shape.zygote)
-        slot.shape, slot.due_s = shape, time.monotonic() + _MAKING_TIMEOUT_S
+        if slot.group is not None and self.hierarchy is not None and self.hierarchy.version == "v2":
+            slot.oom_kills = slot.group.oom_kills()
+        slot.due_s = time.monotonic() + _MAKING_TIMEOUT_S
         slot.boxes += 1
         if slot.zygote is not None:
             slot.zygote.boxes += 1
         slot.control.send(_ARM.pack(ord("A"), number, shape.disk_bytes, shape.inodes))
+        slot.shape = shape
 
     def expire(self) -> None:
         """Give up on boxes that are in the making for too long, with the zygote that does not answer."""
@@ -203,30 +206,45 @@ class SlotMaker:
 
     def _make_slot(self, name: str) -> _Slot:
         zygote = self._zygote(name) if name else None
-        uid = self._free_uids.pop() if self._free_uids else len(self._slots) + 1
-        if self.uids == 1:
-            uid = 0
-        elif uid >= self.uids:
-            raise OSError(f"{self.uids} slots live already")
+        uid = self._take_uid()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._last_slot += 1
         group, files = None, dict[int, int]()
-        if self.hierarchy is not None:
-            group = self.hierarchy.group(f"slot-{self._last_slot}")
-            group.make(self.memory_bytes, self.processes)
-            group.listen_for_oom()
-            files = group.open_slot_files()
-        sent = {0: theirs.fileno(), **({1: zygote.requests.fileno()} if zygote else {}), **files}
-        holds = sum(1 << index for index in sent)
-        message = _MAKE_SLOT.pack(ord("S"), uid, self.memory_bytes, self.processes, holds, group is None)
-        socket.send_fds(self.nursery, [message], [sent[index] for index in sorted(sent)])
-        theirs.close()
+        try:
+            if self.hierarchy is not None:
+                group = self.hierarchy.group(f"slot-{self._last_slot}")
+                group.make(self.memory_bytes, self.processes)
+                group.listen_for_oom()
+                files = group.open_slot_files()
+            sent = {0: theirs.fileno(), **({1: zygote.requests.fileno()} if zygote else {}), **files}
+            holds = sum(1 << index for index in sent)
+            message = _MAKE_SLOT.pack(ord("S"), uid, self.memory_bytes, self.processes, holds, group is None)
+            socket.send_fds(self.nursery, [message], [sent[index] for index in sorted(sent)])
+        except OSError:
+            ours.close()
+            self._free_uids.append(uid)
+            if group is not None:
+                self.discard(group)
+            raise
+        finally:
+            theirs.close()
         if group is not None:
             group.close_files()
         slot = _Slot(ours, zygote, uid, group)
         self._slots.add(slot)
         self.listen(ours.fileno(), lambda: self._hear(slot))
         return slot
+
+    def _take_uid(self) -> int:
+        """Return a uid that no living slot has; 0 when all share ours.  Raises: OSError, when there is none left."""
+        if self.uids == 1:
+            return 0
+        if self._free_uids:
+            return self._free_uids.pop()
+        if self._last_uid + 1 >= self.uids:
+            raise OSError(f"{self._last_uid} slots live already")
+        self._last_uid += 1
+        return self._last_uid
 
     def _zygote(self, name: str) -> _Zygote:
         zygote = self._warm.get(name)
@@ -256,13 +274,17 @@ class SlotMaker:
             datagram, fds, _, _ = socket.recv_fds(slot.control, wire.DATAGRAM_BYTES, wire.BOX_FDS + 1)
         except ConnectionResetError:
             datagram, fds = b"", []
-        if datagram[:1] == b"a" and slot.shape is not None:
+        if datagram[:1] == b"a" and slot.shape is not None and len(fds) >= wire.BOX_FDS:
             _, number, user_ns, system_ns = _ARMED.unpack(datagram)
             folder = fds.pop() if len(fds) > wire.BOX_FDS else -1
             slot.box = Box(number, slot.shape, fds[-1], group=slot.group, work_directory_fd=folder)
             slot.box.arming_cpu_ns = (user_ns, system_ns)
             slot.shape = None
-            self.on_armed(slot.box, fds)
+            try:
+                self.on_armed(slot.box, fds)
+            finally:
+                for fd in fds[:-1]:  # the service has its own now; the pidfd is the box's
+                    os.close(fd)
         elif datagram[:1] == b"f":
             self._tell_unarmed(slot, datagram[_FAILED.size :].decode(errors="replace"))
         elif datagram[:1] == b"d":
@@ -291,20 +313,40 @@ class SlotMaker:
             self._idle[slot.zygote.name if slot.zygote else ""].append(slot)
 
     def _on_slot_lost(self, slot: _Slot) -> None:
-        """Deal with a slot that was killed from outside, which kills its box; the kernel has reaped both."""
+        """Deal with a slot that was killed; its box gets the death signal, but perhaps not yet."""
         self._tell_unarmed(slot, "its slot died")
-        if slot.box is not None:
-            box, slot.box = slot.box, None
-            self.on_dead(box, -1)
         for idle in self._idle.values():
             if slot in idle:
                 idle.remove(slot)
-        self._dismiss(slot)
-
-    def _dismiss(self, slot: _Slot) -> None:
+        box = slot.box
+        if box is None:
+            self._dismiss(slot)
+            return
         self.forget(slot.control.fileno())
         slot.control.close()
+        if slot.group is not None:
+            box.cpu_ns, box.peak_memory_bytes = slot.group.cpu_ns(), slot.group.peak_memory_bytes()
+            if slot.group.oom_kills() > slot.oom_kills:
+                box.kill_reason = "oom"
+        box.kill("")
+        self.listen(box.pidfd, lambda: self._bury_orphan(slot, box))
+
+    def _bury_orphan(self, slot: _Slot, box: Box) -> None:
+        """Tell the end of a box whose slot died before it; the nursery reaps it."""
+        self.forget(box.pidfd)
+        slot.box = None
+        self.on_dead(box, -1)
+        self._release(slot)
+
+    def _dismiss(self, slot: _Slot) -> None:
+        """Part with a slot that holds no box; its process ends when it reads that."""
+        self.forget(slot.control.fileno())
+        slot.control.close()
+        self._release(slot)
+
+    def _release(self, slot: _Slot) -> None:
         self._slots.discard(slot)
-        self._free_uids.append(slot.uid)
+        if slot.uid:
+            self._free_uids.append(slot.uid)
         if slot.group is not None:
             self.discard(slot.group)

@@ -59,6 +59,7 @@ ssize_t receive(int socket, void *buffer, size_t size, int *fds, int *count) {
     while (length < 0 && errno == EINTR);
     *count = 0;
     if (length < 0) return errno == ECONNRESET ? 0 : -1;
+    if (message.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) return errno = EMSGSIZE, -1;
     struct cmsghdr *header = CMSG_FIRSTHDR(&message);
     if (header != NULL && header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS) {
         *count = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
@@ -67,7 +68,7 @@ ssize_t receive(int socket, void *buffer, size_t size, int *fds, int *count) {
     return length;
 }
 
-int send_with(int socket, const void *buffer, size_t size, const int *fds, int count) {
+static int send_flagged(int socket, const void *buffer, size_t size, const int *fds, int count, int flags) {
     union {
         struct cmsghdr align;
         char bytes[CMSG_SPACE(MESSAGE_FDS * sizeof(int))];
@@ -84,10 +85,28 @@ int send_with(int socket, const void *buffer, size_t size, const int *fds, int c
         memcpy(CMSG_DATA(header), fds, count * sizeof(int));
     }
     ssize_t sent;
-    do sent = sendmsg(socket, &message, MSG_NOSIGNAL);
+    do sent = sendmsg(socket, &message, MSG_NOSIGNAL | flags);
     while (sent < 0 && errno == EINTR);
     return sent < 0 ? -1 : 0;
 }
+
+int send_with(int socket, const void *buffer, size_t size, const int *fds, int count) {
+    return send_flagged(socket, buffer, size, fds, count, 0);
+}
+
+int send_at_once(int socket, const void *buffer, size_t size, const int *fds, int count) {
+    return send_flagged(socket, buffer, size, fds, count, MSG_DONTWAIT);
+}
+
+int write_file(const char *path, const char *text) {
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    if (fd < 0) return -1;
+    ssize_t written = write(fd, text, strlen(text));
+    close(fd);
+    return written < 0 ? -1 : 0;
+}
+
+void go_first(void) { write_file("/proc/self/oom_score_adj", "500"); }
 
 void tell_failure(int socket, uint32_t box, const char *step) {
     char told[200];

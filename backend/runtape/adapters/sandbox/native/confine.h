@@ -129,6 +129,13 @@ int confine(bool dumpable);
    -1 and errno; it fills `fds` and sets `*count`. */
 ssize_t receive(int socket, void *buffer, size_t size, int *fds, int *count);
 int send_with(int socket, const void *buffer, size_t size, const int *fds, int count);
+int send_at_once(int socket, const void *buffer, size_t size, const int *fds, int count); /* or not at all */
+
+/* A preference: when memory runs out this goes before any service. */
+void go_first(void);
+
+/* A file of /proc. */
+int write_file(const char *path, const char *text);
 
 void tell_failure(int socket, uint32_t box, const char *step); /* with the words of errno */
 

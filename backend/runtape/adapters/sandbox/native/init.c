@@ -77,8 +77,10 @@ static int tell_armed(const struct box *box, const struct slot *slot, const stru
 
 /* Wait for the runner and all that it leaves, kill the latter, and return the runner's wait status. */
 static int reap_all(pid_t runner) {
-    int status = 0, found;
-    while (wait4(-1, &found, __WALL, NULL) != runner) {}
+    int status = 0, found = 0;
+    pid_t ended;
+    while ((ended = wait4(-1, &found, __WALL, NULL)) != runner)
+        if (ended < 0 && errno == ECHILD) break;
     status = found;
     for (;;) {
         pid_t pid = wait4(-1, NULL, __WALL | WNOHANG, NULL);
@@ -102,6 +104,8 @@ void be_init(struct slot *slot, const struct arm *order, struct box *box) {
     close_if(&group[SLOT_CPU_SYSTEM]);
     for (int i = 0; i < GROUPS; i++) close_if(&group[SLOT_GROUP + i]);
     const char *step = enter_box(order->disk_bytes, order->inodes);
+    prctl(PR_SET_DUMPABLE, 1); /* else our own files in /proc are not ours; nobody is here yet, and it ends below */
+    go_first();
     if (step == NULL && confine(false) < 0) step = "confine";
     if (step != NULL) {
         tell_failure(box->ready, box->number, step);

@@ -34,14 +34,6 @@
 #define CONTROL 3 /* the nursery's socket to the keeper, and a zygote's to those who have it fork */
 #define LOCK 4    /* locked file: free again when nothing that runs programs lives */
 
-static int write_file(const char *path, const char *text) {
-    int fd = open(path, O_WRONLY | O_CLOEXEC);
-    if (fd < 0) return -1;
-    ssize_t written = write(fd, text, strlen(text));
-    close(fd);
-    return written < 0 ? -1 : 0;
-}
-
 static int map_user(pid_t pid, uint32_t uid) {
     char path[64], line[64];
     snprintf(line, sizeof line, "%d %u 1", BOX_ID, uid);
@@ -120,7 +112,7 @@ int main(void) {
             struct make_slot how;
             memcpy(&how, message, sizeof how);
             make_slot(&how, fds, count);
-        } else if (message[0] == 'Z' && count == 1) {
+        } else if (message[0] == 'Z' && count == 1 && message[length - 1] == 0) {
             if (fork() == 0) exec_zygote(message + sizeof(struct make_zygote), message + length, fds[0]);
         }
         for (int i = 0; i < count; i++) close(fds[i]);

@@ -72,6 +72,8 @@ static const char *carry_out(const char *bytes, size_t size, int stdin_fd, const
     struct reader reader = {bytes + sizeof order, bytes + size};
     if (size < sizeof order) return errno = EBADMSG, "the order";
     memcpy(&order, bytes, sizeof order);
+    if (order.limits > (size - sizeof order) / sizeof(struct limit) || order.arguments == 0)
+        return errno = EBADMSG, "the order";
     const char *limits = reader.at;
     reader.at += order.limits * sizeof(struct limit);
     uint32_t length;
@@ -82,7 +84,7 @@ static const char *carry_out(const char *bytes, size_t size, int stdin_fd, const
         if (text == NULL) return errno = EBADMSG, "the order";
         if (write_source(path, text, length) < 0) return path;
     }
-    char **list = calloc(order.arguments + order.variables + 2, sizeof *list);
+    char **list = calloc((size_t)order.arguments + order.variables + 2, sizeof *list);
     if (list == NULL) return "memory";
     program->arguments = list;
     program->variables = list + order.arguments + 1;
@@ -109,6 +111,8 @@ const char *take_order(const struct runner *runner, struct program *program) {
     ssize_t length = receive(runner->channel, datagram, sizeof datagram, fds, &count);
     if (length <= 0) _exit(0); /* the box is not needed */
     tell_ready(runner->sync);
+    int carried = !!(datagram[0] & ORDER_IN_FD) + !!(datagram[0] & STDIN_IN_FD);
+    if (count != carried) return errno = EBADMSG, "the order";
     const char *order = datagram + 1;
     size_t size = length - 1;
     int next = 0;

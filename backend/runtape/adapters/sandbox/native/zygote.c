@@ -81,6 +81,7 @@ static void become_runner(const int *fds, const struct fork_runner *request) {
     if (setsid() < 0) give_up(SYNC, "setsid");
     /* What a program may look up of itself in /proc is its own only while it is dumpable. */
     if (confine(true) < 0) give_up(SYNC, "confine");
+    go_first();
     while (getppid() != 1) sched_yield(); /* until the go-between is gone, an instant */
 }
 
@@ -98,6 +99,7 @@ int zygote_serve(int socket) {
         int fds[MESSAGE_FDS], count;
         ssize_t length = receive(socket, &request, sizeof request, fds, &count);
         if (length <= 0) return length;
+        if (count != (int)(RUNNER_GROUP + request.groups + 2 * request.limits)) goto close;
         if (setns(fds[RUNNER_PIDFD], CLONE_NEWPID) < 0) goto close; /* the box has died; pid 1's slot tells */
         pid_t between = vfork();
         if (between == 0) {

@@ -9,8 +9,8 @@ confined.  It tells that it is armed and waits for its order.  Every page that i
 about 2 us each, and Python writes wherever it looks; so when no order comes at once, it uses the time to do everything
 that a run will need (`rehearse`).
 
-What a script sees is what ``python script.py`` shows: the real ``__main__``, its own arguments and environment, no
-frame of ours in a traceback, threads joined and ``atexit`` run at the end, global objects finalised.  Only then
+What a script sees is what ``python script.py`` shows: ``__main__``, its own arguments and environment, no frame of ours
+in the traceback of an error, threads joined and ``atexit`` run at the end, global objects finalised.  Only then
 `os._exit` saves the teardown of the interpreter, which would write to every page of it.
 """
 
@@ -42,7 +42,9 @@ def _main():
         with contextlib.suppress(ImportError):  # built without it, or of another version
             __import__(name)
     os.register_at_fork = register_at_fork
-    random, signal, threading = (sys.modules[name] for name in ("random", "signal", "threading"))
+    logging, random, signal, threading, time = (
+        sys.modules[name] for name in ("logging", "random", "signal", "threading", "time")
+    )
     builtins.exit = _sitebuiltins.Quitter("exit", "Ctrl-D (i.e. EOF)")
     builtins.quit = _sitebuiltins.Quitter("quit", "Ctrl-D (i.e. EOF)")
     builtins.help = _sitebuiltins._Helper()
@@ -51,15 +53,20 @@ def _main():
     library.runner_argument.restype = library.runner_variable.restype = ctypes.c_char_p
     after_fork = ctypes.pythonapi.PyOS_AfterFork_Child
     sys.path[1:] += [path for path in sys.argv[2].split(":") if path]
-    ours = frozenset(sys.modules)
     environment = dict(os.environb)
-    main = sys.modules["__main__"].__dict__
-    rehearsal_after_ms = _REHEARSAL_AFTER_MS
-    for name in ("_main", "_PRELOADED", "_REHEARSAL_AFTER_MS"):
-        del main[name]
+    logging_started = vars(logging)["_startTime"]
+    ours_in_main = ("_main", "_PRELOADED", "_REHEARSAL_AFTER_MS", "__annotations__")
+    pristine = {name: value for name, value in globals().items() if name not in ours_in_main}
+
+    def fresh_main():
+        """Return the names of a new ``__main__``: of the real one our functions hold on to, so it would never go."""
+        module = sys.modules["__main__"] = type(sys)("__main__")
+        module.__dict__.update(pristine)
+        return module.__dict__
 
     def run(script):
         """Run the script in `__main__`; return its exit status, or the negative number of the signal to die of."""
+        main = fresh_main()
         main.update(__file__=script, __doc__=None, __loader__=type(main["__loader__"])("__main__", script))
         try:
             with open(script, "rb") as file:
@@ -81,7 +88,7 @@ def _main():
         if code is None:
             return 0
         if isinstance(code, int):
-            return code & 0xFF
+            return code & 0xFF if -(1 << 63) <= code < 1 << 63 else 0xFF
         flush(sys.stdout)
         print(code, file=sys.stderr)
         return 1
@@ -107,23 +114,13 @@ def _main():
         if status < 0:
             signal.signal(-status, signal.SIG_DFL)
             os.kill(os.getpid(), -status)
-        # Objects that live in modules of the program's own get their finaliser's call.
-        for name in [name for name in sys.modules if name not in ours]:
-            clear(getattr(sys.modules.get(name), "__dict__", None))
-        clear(main)
+        # Objects that live in modules of the program's own get their finaliser's call, while those are still whole.
+        for name in [name for name in sys.modules if name not in ours or name == "__main__"]:
+            del sys.modules[name]
         gc.collect()
         whole = flush(sys.stdout) and whole
         flush(sys.stderr)
         os._exit(status if whole or status else 120)
-
-    def clear(names):
-        """Let go of what a module holds, as the interpreter does: names with an underscore first."""
-        if type(names) is not dict:
-            return
-        for private in (True, False):
-            for name in list(names):
-                if (name[:1] == "_" and name[1:2] != "_") is private and name != "__builtins__":
-                    names[name] = None
 
     def rehearse():
         """Run a script to nowhere."""
@@ -133,13 +130,11 @@ def _main():
         out, err = os.dup(1), os.dup(2)
         os.dup2(0, 1)
         os.dup2(0, 2)
-        before = dict(main)
         run(script)
         flush(sys.stdout)
-        clear(main)
+        del sys.modules["__main__"]
         gc.collect()
-        main.clear()
-        main.update(before)
+        fresh_main()
         os.unlink(script)
         for fd, copy in ((1, out), (2, err)):
             os.dup2(copy, fd)
@@ -164,8 +159,18 @@ def _main():
             for name in environment.keys() - wanted.keys():
                 del os.environb[name]
             os.environb.update(wanted)
+            if b"TZ" in wanted:
+                time.tzset()
+        # What the interpreter notes at its start is of this moment.
+        sys.orig_argv = [sys.executable, *sys.argv]
+        vars(logging)["_startTime"] = time.time_ns() if isinstance(logging_started, int) else time.time()
+        main_thread = threading.main_thread()
+        if hasattr(main_thread, "_set_native_id"):
+            main_thread._set_native_id()
         return True
 
+    fresh_main()
+    ours = frozenset(sys.modules)
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -181,7 +186,7 @@ def _main():
         random.seed()
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
-        if not library.runner_armed(rehearsal_after_ms):
+        if not library.runner_armed(_REHEARSAL_AFTER_MS):
             rehearse()
         if not take_order():
             os._exit(1)
