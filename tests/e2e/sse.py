@@ -95,7 +95,11 @@ class EventStream:
         if receive_buffer_bytes is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
         sock.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(sock, (host, port))
+        try:
+            await asyncio.get_running_loop().sock_connect(sock, (host, port))
+        except BaseException:
+            sock.close()
+            raise
         stream = cls(*await asyncio.open_connection(sock=sock))
         lines = [f"{'GET' if body is None else 'POST'} {target} HTTP/1.1", f"host: {host}:{port}"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
