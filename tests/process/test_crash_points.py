@@ -274,7 +274,12 @@ async def test_accepted_executions_end_exactly_once_wherever_the_service_dies(
     assert {"UnitOfWork.commit", "TapeStore.append", "PodRuntime.start", "BlobStore.put", "LiveFeed.publish"} <= {
         kind.partition(" ")[2] for kind in kinds
     } | ({"BlobStore.put"} if name != WHOLE else set())
-    assert fused or "at EventLog.consume" in kinds
+    if fused:
+        # The log hands over only what was committed before its consumers began: in one life something, in the next
+        # nothing.
+        places = [place for place in places if place[0] != "at EventLog.consume"]
+    else:
+        assert "at EventLog.consume" in kinds
 
     draw = random.Random(f"{name} {fused}")
     died_at: set[Place] = set()

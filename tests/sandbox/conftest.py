@@ -9,7 +9,7 @@ from runtape.adapters.sandbox import LocalSandbox
 from tests.sandbox.runs import way_of
 
 # How boxes come to their program: forked from a warm interpreter, exec'd, and without the C programs at all.
-WAYS = {"forked": {}, "execd": {"zygotes": False}, "in_python": {"native": False}}
+WAYS = {"forked": {}, "execd": {"warm": False}, "in_python": {"native": False}}
 
 
 @pytest.fixture(scope="module")

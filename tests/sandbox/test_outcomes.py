@@ -122,11 +122,13 @@ async def test_stopped_program_is_stopped_by_the_wall_limit(sandbox: LocalSandbo
 async def test_usage_counts_children_that_were_not_waited_for(sandbox: LocalSandbox) -> None:
     script = """
 import os, time
+read, write = os.pipe()
 if os.fork() == 0:
     while time.process_time() < 0.3: pass
     os.write(1, b"done")
+    os.write(write, b"done")
     time.sleep(30)
-time.sleep(0.8)
+os.read(read, 4)
 """
     result = await run(sandbox, script)
     assert result.outcome.exit_code == 0

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.needs("sandbox"), pytest.mark.asyncio(loop_scope="modu
 async def both(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[LocalSandbox, LocalSandbox]]:
     """A sandbox that forks programs and one that execs them."""
     folder = tmp_path_factory.mktemp("both")
-    async with LocalSandbox(folder / "a") as forking, LocalSandbox(folder / "b", zygotes=False) as execing:
+    async with LocalSandbox(folder / "a") as forking, LocalSandbox(folder / "b", warm=False) as execing:
         await is_made(forking, "forked")
         yield forking, execing
 

@@ -1,15 +1,11 @@
 """A box that waits for its order, as the service holds it: four descriptors."""
 
 import contextlib
-import fcntl
 import os
 import signal
 import socket
-from typing import Final
 
 from .keeper import wire
-
-_SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
 class ArmedBox:
@@ -33,11 +29,11 @@ class ArmedBox:
         if len(order.stdin) > wire.INLINE_STDIN_BYTES:
             flags |= wire.STDIN_IN_FD
             stdin, order = order.stdin, order._replace(stdin=b"")
-            fds.append(_sealed_memfd(stdin))
+            fds.append(wire.sealed_memfd(stdin))
         packed = order.packed()
         if len(packed) > wire.INLINE_BYTES:
             flags |= wire.ORDER_IN_FD
-            fds.insert(0, _sealed_memfd(packed))
+            fds.insert(0, wire.sealed_memfd(packed))
             packed = b""
         try:
             if fds:
@@ -73,13 +69,3 @@ class ArmedBox:
         self.channel.close()
         for fd in (self.stdout_fd, self.stderr_fd, self.pidfd):
             os.close(fd)
-
-
-def _sealed_memfd(content: bytes) -> int:
-    fd = os.memfd_create("runtape", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    rest = memoryview(content)
-    while rest:
-        rest = rest[os.write(fd, rest) :]
-    os.lseek(fd, 0, os.SEEK_SET)
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
-    return fd

@@ -47,9 +47,9 @@ from . import native
 from .builds import Builds
 from .compiled_pod import CompiledPod
 from .keeper import wire
-from .order import forkable, forked, make_opening, make_order, null_byte_in
+from .order import make_opening, make_order, null_byte_in, started, warmable
 from .pod import CANCELLED, Pod
-from .pool import BoxPool, ZygoteLost
+from .pool import BoxPool, InterpreterLost
 from .runtimes import InstalledRuntime, detect
 
 _BOXES_TO_TRY: Final = 4
@@ -67,7 +67,7 @@ class LocalSandbox:
         *,
         armed_boxes: int | None = None,
         native: bool = True,
-        zygotes: bool = True,
+        warm: bool = True,
         default_limits: Limits | None = None,
         lock_timeout_s: float = 10.0,
         builds_bytes: int = 512 << 20,
@@ -77,13 +77,13 @@ class LocalSandbox:
         `data_dir` holds the lock file and names this installation.  `armed_boxes` is the number kept in stock, by
         default two per processor.  Boxes are armed for `default_limits`: a run with other `disk_mb` or `inodes`
         waits some milliseconds for one made to order.  Without `native`, or a C compiler, the keeper makes boxes
-        itself: slower, no less tight.  Without `zygotes` every program starts an interpreter of its own, which has
+        itself: slower, no less tight.  Without `warm` every program starts an interpreter of its own, which then has
         its own address layout and hash seed.  `lock_timeout_s` is how long to wait for the programs of an
         earlier service on this data folder to be dead.  `builds_bytes` bounds the compiled programs that are kept in
         `data_dir` for the next run of the same source.
         """
         self._native = native
-        self._zygotes = zygotes
+        self._warm = warm
         self._lock_timeout_s = lock_timeout_s
         self._data_dir = data_dir.resolve()
         self._armed_boxes = armed_boxes if armed_boxes is not None else 2 * (os.cpu_count() or 1)
@@ -113,7 +113,7 @@ class LocalSandbox:
         await asyncio.to_thread(self._builds.open)
         programs = await asyncio.to_thread(native.built, self._data_dir) if self._native else None
         instance = hashlib.sha256(os.fsencode(self._data_dir)).hexdigest()[:12]
-        opening = make_opening(instance, found, self._default_limits, programs=programs, zygotes=self._zygotes)
+        opening = make_opening(instance, found, self._default_limits, programs=programs, warm=self._warm)
         newest = opening.zygotes[0][0] if opening.zygotes else ""
         pool = BoxPool(
             self._data_dir,
@@ -159,7 +159,8 @@ class LocalSandbox:
                 await pod.start()
             else:
                 order = make_order(runtime, spec.source, spec.limits, pool.armed)
-                await self._begin(pod, pool, spec.limits, order, runtime if forkable(spec.source) else None)
+                warm = self._warm and warmable(runtime, spec.source, spec.limits, self._default_limits)
+                await self._begin(pod, pool, spec.limits, order, runtime if warm else None)
         except BaseException as error:
             if pod.ended is None:
                 del self._pods[key]
@@ -170,19 +171,19 @@ class LocalSandbox:
     async def _begin(
         self, pod: Pod, pool: BoxPool, limits: Limits, order: wire.Order, runtime: InstalledRuntime | None = None
     ) -> None:
-        """Begin a pod in a box that fits `limits`; a fork of `runtime`'s zygote where that is warm."""
-        zygote = runtime.name if runtime is not None and runtime.zygote and self._zygotes else ""
+        """Begin a pod in a box that fits `limits`; one in which `runtime` has started where that is in stock."""
+        interpreter = runtime.name if runtime is not None else ""
         for _ in range(_BOXES_TO_TRY):
-            shape = pool.shape(zygote, *_work_directory(limits))
+            shape = pool.shape(interpreter, *_work_directory(limits))
             try:
                 box = await pool.take(shape, pod.on_reaped)
-            except ZygoteLost:
+            except InterpreterLost:
                 continue
             if pod.ended is not None:  # killed while it waited
                 pool.give_back(box)
                 return
             try:
-                pod.begin(box, pool, forked(order, runtime) if runtime is not None and shape.zygote else order)
+                pod.begin(box, pool, started(order, runtime) if runtime is not None and shape.interpreter else order)
                 return
             except OSError:  # it died in stock
                 pool.release(box)
@@ -243,12 +244,12 @@ class LocalSandbox:
         return self._opened_pool().mode.native
 
     async def warmed(self, lang: str, version: str) -> None:
-        """Return when the next program of this runtime will be forked from an interpreter that has started already.
+        """Return when the next program of this runtime will find its interpreter started.
 
         At once where programs of this runtime are exec'd.
         """
         runtime = self._installed.get((lang, version))
-        if runtime is not None and runtime.zygote and self._zygotes:
+        if runtime is not None and runtime.warm and self._warm:
             await self._opened_pool().warmed(runtime.name)
 
     async def close(self) -> None:

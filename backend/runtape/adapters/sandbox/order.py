@@ -56,30 +56,57 @@ def make_opening(
     limits: Limits,
     *,
     programs: Path | None = None,
-    zygotes: bool = False,
+    warm: bool = False,
 ) -> wire.Opening:
-    """Return what a keeper needs to know: boxes are armed for `limits`, and made by `programs` if there are any."""
+    """Return what a keeper needs to know: boxes are armed for `limits`, and made by `programs` if there are any.
+
+    `warm` says whether interpreters are started ahead of their programs.
+    """
     ours = OURS if programs else OURS_FORKED
     # A runner and, for an instant, its go-between: a lower limit comes with the order.
     memory_bytes, processes = group_limits(replace(limits, processes=max(limits.processes, 2)), ours)
-    warmed = [each for each in runtimes if each.zygote] if programs and zygotes else []
+    warmed = [each for each in runtimes if each.warm] if programs and warm else []
     return wire.Opening(
         instance=instance,
         prefixes=tuple(sorted({folder for each in runtimes for folder in each.shown})),
         starters=starters(),
         native=str(programs or ""),
-        zygotes=tuple((each.name, each.zygote, environment(each)) for each in warmed),
+        zygotes=tuple((each.name, each.zygote, environment(each)) for each in warmed if each.zygote),
+        parked=tuple((each.name, _parking_order(each, limits, ours).packed()) for each in warmed if each.parked),
         memory_bytes=memory_bytes,
         processes=processes,
     )
 
 
-_READ_BEFORE_MAIN: Final = ("LD_", "MALLOC_", "GLIBC_")
+def _parking_order(runtime: InstalledRuntime, limits: Limits, ours: int) -> wire.Order:
+    """Return what starts an interpreter that is to wait for a program with `limits`."""
+    return wire.Order(
+        files=(),
+        argv=_argv(runtime.parked, limits),
+        env=environment(runtime),
+        rlimits=_rlimits(limits, ours, 0),
+        memory_bytes=0,
+        processes=0,
+        stdin=b"",
+    )
 
 
-def forkable(source: Source) -> bool:
-    """Return whether the environment asks for nothing that takes effect only when an interpreter starts."""
-    return not any(name.startswith(_READ_BEFORE_MAIN) for name, _ in source.env)
+def warmable(runtime: InstalledRuntime, source: Source, limits: Limits, default: Limits) -> bool:
+    """Return whether a program can be run by an interpreter that has started without knowing of it.
+
+    Not when the environment asks for what takes effect only at a start.  One that was parked has its limits for good:
+    those of the process are `default`, and an input must have found room in a pipe before it reads.
+    """
+    if not runtime.warm or any(name.startswith(runtime.read_at_start) for name, _ in source.env):
+        return False
+    if not runtime.parked:
+        return True
+    return len(source.stdin) <= wire.INLINE_STDIN_BYTES and limits == replace(
+        default,
+        wall_s=limits.wall_s,
+        output_bytes=limits.output_bytes,
+        cpu_s=min(limits.cpu_s, default.cpu_s),  # the limit of the process is but for the case that we cannot
+    )
 
 
 def null_byte_in(source: Source) -> str | None:
@@ -92,8 +119,8 @@ def null_byte_in(source: Source) -> str | None:
     return next((place for place, texts in places.items() if any("\0" in text for text in texts)), None)
 
 
-def forked(order: wire.Order, runtime: InstalledRuntime) -> wire.Order:
-    """Return `order` for a runner that is an interpreter already."""
+def started(order: wire.Order, runtime: InstalledRuntime) -> wire.Order:
+    """Return `order` for an interpreter that has started already."""
     return order._replace(argv=(runtime.script.encode(), *order.argv[len(runtime.argv) :]))
 
 
@@ -141,19 +168,22 @@ def make_order(
     """
     memory_bytes, processes = _changed(limits, armed)
     files = _files(runtime, source)
-    argv = [part.replace("{memory_mb}", str(limits.memory_mb)).encode() for part in runtime.argv]
     arguments = source.args if runtime.takes_arguments else ()
     env = environment(runtime)
     env.update((_encoded(name), _encoded(value)) for name, value in source.env)
     return wire.Order(
         files=files if program is None else (*files, (_PROGRAM_FILE, program)),
-        argv=(*argv, *(_encoded(argument) for argument in arguments)),
+        argv=(*_argv(runtime.argv, limits), *(_encoded(argument) for argument in arguments)),
         env=env,
         rlimits=_rlimits(limits, armed.ours, 0 if armed.grouped else runtime.reserve_mb),
         memory_bytes=memory_bytes,
         processes=processes,
         stdin=source.stdin,
     )
+
+
+def _argv(command: Sequence[str], limits: Limits) -> tuple[bytes, ...]:
+    return tuple(part.replace("{memory_mb}", str(limits.memory_mb)).encode() for part in command)
 
 
 def _changed(limits: Limits, armed: ArmedLimits) -> tuple[int, int]:

@@ -231,8 +231,8 @@ class Pod:
         self._drain(box)
         if isinstance(told, str):
             message = f"the program could not be started: {told}"
-            outcome = Outcome(kind=OutcomeKind.SANDBOX_ERROR, reason="start_failed", message=message)
-            self._close(box, outcome, 0, 0, 0)
+            failed = Outcome(kind=OutcomeKind.SANDBOX_ERROR, reason="start_failed", message=message)
+            self._close(box, self._stopped_for or failed, 0, 0, 0)
             return
         self._close(box, self._outcome_of(told), told.cpu_user_ns, told.cpu_system_ns, told.peak_memory_bytes)
 

@@ -6,10 +6,11 @@ does not compete with the program that has just begun; an empty stock is filled 
 in line.  Boxes are made with the work directory that this installation gives by default; for another size one is made
 to order.
 
-Zygotes.  There is always a stock of boxes that exec their program, and one of boxes forked from the zygote that the
-installation prefers.  For another zygote a stock is begun by the first run that could use it, which itself takes a
-box of the first kind rather than wait for an interpreter to start; the stock is given up when nobody has asked for it
-for some minutes.  A zygote that cannot be forked from is left alone for a while, and programs are exec'd.
+Interpreters.  There is always a stock of boxes that exec their program, and one of boxes in which the interpreter that
+the installation prefers has started, forked from its zygote.  For another interpreter a stock is begun by the first run
+that could use it, which itself takes a box of the first kind rather than wait; the stock is given up when nobody has
+asked for it for some minutes.  One that cannot be had is left alone for a while, and programs are exec'd.  A parked
+interpreter has memory of its own, not shared with its zygote, so fewer are kept.
 
 The lock.  ``<data>/sandbox.lock`` is locked before the keeper starts, and keeper and boxes hold it.  It is free only
 when all of them are dead, however they died; so whoever gets it knows that no program of an earlier service runs.
@@ -47,16 +48,16 @@ _IDLE_STOCK_S: Final = 300.0
 _RETRY_DELAY_S: Final = 0.2
 _FAILURES_TO_REFUSE: Final = 5
 _OPEN_TIMEOUT_S: Final = 10.0
-_ZYGOTE_FAILURES: Final = 3
-_ZYGOTE_REST_S: Final = 30.0
+_INTERPRETER_FAILURES: Final = 3
+_INTERPRETER_REST_S: Final = 30.0
 _RESTARTS_TO_REFUSE: Final = 3
 _RESTART_DELAYS_S: Final = (0.0, 0.1, 0.5, 2.0, 5.0)
 
 _LOST: Final = wire.Reaped("keeper_lost", 0, 0, 0)
 
 
-class ZygoteLost(Exception):
-    """No box can be forked from this zygote; one that execs its program can do the same."""
+class InterpreterLost(Exception):
+    """No box can be had in which this interpreter has started; one that execs its program can do the same."""
 
 
 class BoxPool:
@@ -65,21 +66,25 @@ class BoxPool:
     def __init__(
         self, data_dir: Path, opening: wire.Opening, standard: wire.Shape, *, size: int, lock_timeout_s: float
     ) -> None:
-        """Prepare a pool that keeps `size` boxes of `standard`, and as many that exec their program."""
+        """Prepare a pool that keeps `size` boxes of `standard`, and as many that exec their program.
+
+        Of boxes with a parked interpreter it keeps half as many.
+        """
         self._lock_path = data_dir / "sandbox.lock"
         self._lock_timeout_s = lock_timeout_s
         self._opening = opening
         self._standard = standard
         self._size = size
+        self._parked = frozenset(name for name, _ in opening.parked)
         self._stock: defaultdict[wire.Shape, deque[ArmedBox]] = defaultdict(deque)
         self._waiting: defaultdict[wire.Shape, deque[asyncio.Future[ArmedBox]]] = defaultdict(deque)
         self._asked_for: defaultdict[wire.Shape, int] = defaultdict(int)
         self._kept: dict[wire.Shape, float] = {}
         """Shapes to have in stock, with the loop's time at which that ends."""
         self._warm: set[str] = set()
-        """Zygotes that boxes have been forked from."""
+        """Interpreters that have been had."""
         self._resting: dict[str, float] = {}
-        """Zygotes that could not be forked from, with the loop's time at which to try again."""
+        """Interpreters that could not be had, with the loop's time at which to try again."""
         self._failures_of: defaultdict[str, int] = defaultdict(int)
         self._taken: dict[int, tuple[ArmedBox, Callable[[wire.Reaped], None]]] = {}
         self._orphans: set[ArmedBox] = set()
@@ -123,7 +128,7 @@ class BoxPool:
         self._failures_of.clear()
         self._resting.clear()
         self._refused = None
-        self._kept = {self._standard._replace(zygote=""): math.inf}
+        self._kept = {self._standard._replace(interpreter=""): math.inf}
         if self.mode.native:
             self._kept[self._standard] = math.inf
         self._fill()
@@ -145,17 +150,17 @@ class BoxPool:
 
     async def ready(self) -> None:
         """Return when a box is in stock.  Raises: SandboxUnavailable, Transient."""
-        shape = self._standard._replace(zygote="")
+        shape = self._standard._replace(interpreter="")
         if not self._stock[shape]:
             self.give_back(await self.take(shape, lambda _: None))
 
-    async def warmed(self, zygote: str) -> None:
-        """Return when a box forked from `zygote` is in stock, or at once when there will be none."""
-        if self.shape(zygote, self._standard.disk_bytes, self._standard.inodes).zygote == zygote:
+    async def warmed(self, interpreter: str) -> None:
+        """Return when a box in which `interpreter` has started is in stock, or at once when there will be none."""
+        if self.shape(interpreter, self._standard.disk_bytes, self._standard.inodes).interpreter == interpreter:
             return
         waiter = asyncio.get_running_loop().create_future()
-        with contextlib.suppress(ZygoteLost):
-            self._waiting[self._standard._replace(zygote=zygote)].append(waiter)
+        with contextlib.suppress(InterpreterLost):
+            self._waiting[self._standard._replace(interpreter=interpreter)].append(waiter)
             self._fill()
             self._offer(await waiter)
 
@@ -166,29 +171,29 @@ class BoxPool:
         ours = OURS if self.mode.native else OURS_FORKED
         return ArmedLimits(grouped, self._opening.memory_bytes, self._opening.processes, ours)
 
-    def shape(self, zygote: str, disk_bytes: int, inodes: int) -> wire.Shape:
-        """Return what box to take for a program that could be run by a fork of `zygote`.
+    def shape(self, interpreter: str, disk_bytes: int, inodes: int) -> wire.Shape:
+        """Return what box to take for a program that `interpreter` could run.
 
-        Of one that is cold it is a box that execs the program, and the zygote is warmed for the next.
+        Of one that is cold it is a box that execs the program, and the interpreter is warmed for the next.
         """
-        shape = wire.Shape(zygote, disk_bytes, inodes)
-        if not zygote:
+        shape = wire.Shape(interpreter, disk_bytes, inodes)
+        if not interpreter:
             return shape
         now_s = asyncio.get_running_loop().time()
-        if not self.mode.native or self._rests(zygote, now_s):
-            return shape._replace(zygote="")
-        standard = self._standard._replace(zygote=zygote)
+        if not self.mode.native or self._rests(interpreter, now_s):
+            return shape._replace(interpreter="")
+        standard = self._standard._replace(interpreter=interpreter)
         if self._kept.get(standard) != math.inf:
             self._kept[standard] = now_s + _IDLE_STOCK_S
-        if zygote not in self._warm:
+        if interpreter not in self._warm:
             self._fill()
-            return shape._replace(zygote="")
+            return shape._replace(interpreter="")
         return shape
 
-    def _rests(self, zygote: str, now_s: float) -> bool:
-        if self._resting.get(zygote, 0.0) > now_s:
+    def _rests(self, interpreter: str, now_s: float) -> bool:
+        if self._resting.get(interpreter, 0.0) > now_s:
             return True
-        self._resting.pop(zygote, None)
+        self._resting.pop(interpreter, None)
         return False
 
     # Taking
@@ -197,7 +202,7 @@ class BoxPool:
         """Take a box from the stock, or wait for one.
 
         `on_reaped` is called when the box was killed and nothing of it is left, until `release` or `give_back`.
-        Raises: Transient, SandboxUnavailable; ZygoteLost.
+        Raises: Transient, SandboxUnavailable; InterpreterLost.
         """
         if self._refused is not None:
             raise self._refused
@@ -280,14 +285,17 @@ class BoxPool:
             del self._kept[shape]
             self._drop(self._stock.pop(shape, deque()))
         for shape in {*self._kept, *self._waiting}:
-            if self._rests(shape.zygote, now_s):
+            if self._rests(shape.interpreter, now_s):
                 continue
             wanted = sum(not waiter.done() for waiter in self._waiting.get(shape, ()))
             if shape in self._kept:
-                wanted += self._size - len(self._stock[shape])
+                wanted += self._size_of(shape) - len(self._stock[shape])
             for _ in range(wanted - self._asked_for[shape]):
                 self._asked_for[shape] += 1
                 self._keeper.send("arm", *shape)
+
+    def _size_of(self, shape: wire.Shape) -> int:
+        return max(1, self._size // 2) if shape.interpreter in self._parked else self._size
 
     def _offer(self, box: ArmedBox) -> None:
         waiting = self._waiting[box.shape]
@@ -326,8 +334,8 @@ class BoxPool:
         if kind == "armed":
             shape, number = wire.Shape(*fields[:3]), fields[3]
             self._asked_for[shape] -= 1
-            self._failures_of[shape.zygote] = 0
-            self._warm.add(shape.zygote)
+            self._failures_of[shape.interpreter] = 0
+            self._warm.add(shape.interpreter)
             self._offer(ArmedBox(number, shape, fds))
         elif kind == "reaped":
             self._on_reaped(fields[0], wire.Reaped(*fields[1:]))
@@ -362,15 +370,15 @@ class BoxPool:
 
     def _on_unarmed(self, shape: wire.Shape, what: str) -> None:
         self._asked_for[shape] -= 1
-        self._failures_of[shape.zygote] += 1
-        failures = self._failures_of[shape.zygote]
-        log.warning("sandbox.box_failed", zygote=shape.zygote, reason=what, failures=failures)
-        if shape.zygote and failures >= _ZYGOTE_FAILURES:
-            self._warm.discard(shape.zygote)
-            self._failures_of[shape.zygote] = 0
-            self._resting[shape.zygote] = asyncio.get_running_loop().time() + _ZYGOTE_REST_S
-            for each in [each for each in self._waiting if each.zygote == shape.zygote]:
-                self._refuse_waiting(self._waiting.pop(each), ZygoteLost(what))
+        self._failures_of[shape.interpreter] += 1
+        failures = self._failures_of[shape.interpreter]
+        log.warning("sandbox.box_failed", interpreter=shape.interpreter, reason=what, failures=failures)
+        if shape.interpreter and failures >= _INTERPRETER_FAILURES:
+            self._warm.discard(shape.interpreter)
+            self._failures_of[shape.interpreter] = 0
+            self._resting[shape.interpreter] = asyncio.get_running_loop().time() + _INTERPRETER_REST_S
+            for each in [each for each in self._waiting if each.interpreter == shape.interpreter]:
+                self._refuse_waiting(self._waiting.pop(each), InterpreterLost(what))
         elif failures >= _FAILURES_TO_REFUSE and not self._stock[shape]:
             self._refuse(Transient(f"no box can be made: {what}", retry_after_s=_RETRY_DELAY_S))
         if self._refill is None:

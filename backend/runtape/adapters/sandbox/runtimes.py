@@ -24,6 +24,7 @@ PROGRAM: Final = "/tmp/program"
 _HERE: Final = Path(__file__).parent
 _FIRST_FOLDERS: Final = ("/usr/bin", "/usr/local/bin")
 _HIDDEN_IN_BOX: Final = ("/tmp/", "/box/", "/proc/", "/dev/", "/etc/", "/host/")
+_READ_AT_START: Final = ("LD_", "MALLOC_", "GLIBC_")
 _ASK_TIMEOUT_S: Final = 5.0
 _ELF_MAGIC: Final = b"\x7fELF"
 
@@ -48,11 +49,20 @@ class InstalledRuntime:
     script: str
     """Where its script lies in a box."""
     zygote: tuple[str, ...]
-    """Command of an interpreter that boxes are forked from; empty where programs are exec'd alone."""
+    """Command of an interpreter that boxes are forked from; empty where there is none."""
+    parked: tuple[str, ...]
+    """Command of an interpreter that is started in each box ahead of its program; empty where there is none."""
+    read_at_start: tuple[str, ...]
+    """What the names of variables begin with that take effect only when an interpreter starts."""
+
+    @property
+    def warm(self) -> bool:
+        """Whether programs can find their interpreter started."""
+        return bool(self.zygote or self.parked)
 
     @property
     def name(self) -> str:
-        """Return the name of its zygote."""
+        """The name of its warm interpreter."""
         return f"{self.runtime.lang} {self.runtime.version}"
 
     @property
@@ -78,7 +88,7 @@ class MissingRuntime:
 def starters() -> tuple[tuple[str, bytes], ...]:
     """Return (name, content) of the files that boxes show in `wire.STARTERS`."""
     folder = _HERE / "starters"
-    return tuple((path.name, path.read_bytes()) for path in sorted(folder.glob("*.py")))
+    return tuple((path.name, path.read_bytes()) for path in sorted(folder.glob("*.[pj][ys]")))
 
 
 def detect(search_path: Sequence[str] | None = None) -> tuple[list[InstalledRuntime], list[MissingRuntime]]:
@@ -204,4 +214,6 @@ def _installed(description: Mapping[str, Any], binary: str, version: str) -> Ins
         reserve_mb=description["reserve_mb"],
         script=values["script"],
         zygote=tuple(part.format_map(values) for part in description.get("zygote", ())),
+        parked=tuple(part.format_map(values) for part in description.get("parked", ())),
+        read_at_start=(*_READ_AT_START, *description.get("read_at_start", ())),
     )

@@ -5,9 +5,10 @@ keeper asks it for a slot or a zygote by a single datagram that carries the new 
 may be told to arm a box before it lives.  Each slot has its own socket, on which it says that a box is armed and that
 it is dead; one whose socket ends has died.  A zygote says nothing; it has died when its socket ends.
 
-A slot serves one zygote, or none, for its whole life: a zygote that is replaced takes its slots with it as they fall
-idle.  Slots and zygotes are replaced after a number of boxes, so that nothing builds up in namespaces or cgroups, and
-the address layout that all runners of a zygote share does not stay for good.
+A slot serves one interpreter (a zygote, or one that is parked in each box), or none, for its whole life: a zygote that
+is replaced takes its slots with it as they fall idle.  Slots and zygotes are replaced after a number of boxes, so that
+nothing builds up in namespaces or cgroups, and the address layout that all runners of a zygote share does not stay for
+good.
 """
 
 import fcntl
@@ -49,6 +50,8 @@ _ARM: Final = struct.Struct("=IIQQ")
 _ARMED: Final = struct.Struct("=IIQQ")
 _DEAD: Final = struct.Struct("=IIiIQQQ")
 _FAILED: Final = struct.Struct("=II")
+_CONTROL, _ZYGOTE, _PARKING = 0, 1, 12
+"""Places of descriptors in a slot, beside those of its cgroup."""
 
 
 def open_nursery(lock_fd: int, uids: tuple[int, int] | None) -> tuple[int, socket.socket]:
@@ -127,6 +130,7 @@ class _Slot:
     """A slot as the keeper sees it."""
 
     control: socket.socket
+    interpreter: str
     zygote: _Zygote | None
     uid: int
     group: Group | None
@@ -148,6 +152,8 @@ class SlotMaker:
     hierarchy: Hierarchy | None
     zygotes: Mapping[str, bytes]
     """Of each zygote by its name: arguments and environment, as native/confine.h has them."""
+    parked: Mapping[str, int]
+    """Of each interpreter that is parked in its boxes: a file with the order that starts it."""
     uids: int
     """How many uids slots may have; 1 when all share ours."""
     memory_bytes: int
@@ -169,11 +175,11 @@ class SlotMaker:
 
     def make(self, number: int, shape: wire.Shape) -> None:
         """Have a box armed.  Raises: OSError, when no slot can be had."""
-        zygote = self._warm.get(shape.zygote)
+        zygote = self._warm.get(shape.interpreter)
         if zygote is not None and zygote.worn_out():
             self._retire(zygote)
-        idle = self._idle[shape.zygote]
-        slot = idle.pop() if idle else self._make_slot(shape.zygote)
+        idle = self._idle[shape.interpreter]
+        slot = idle.pop() if idle else self._make_slot(shape.interpreter)
         if slot.group is not None and self.hierarchy is not None and self.hierarchy.version == "v2":
             slot.oom_kills = slot.group.oom_kills()
         slot.due_s = time.monotonic() + _MAKING_TIMEOUT_S
@@ -205,7 +211,7 @@ class SlotMaker:
         return [slot.group for slot in self._slots if slot.group is not None]
 
     def _make_slot(self, name: str) -> _Slot:
-        zygote = self._zygote(name) if name else None
+        zygote = self._zygote(name) if name in self.zygotes else None
         uid = self._take_uid()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._last_slot += 1
@@ -216,7 +222,11 @@ class SlotMaker:
                 group.make(self.memory_bytes, self.processes)
                 group.listen_for_oom()
                 files = group.open_slot_files()
-            sent = {0: theirs.fileno(), **({1: zygote.requests.fileno()} if zygote else {}), **files}
+            sent = {_CONTROL: theirs.fileno(), **files}
+            if zygote is not None:
+                sent[_ZYGOTE] = zygote.requests.fileno()
+            elif name:
+                sent[_PARKING] = self.parked[name]
             holds = sum(1 << index for index in sent)
             message = _MAKE_SLOT.pack(ord("S"), uid, self.memory_bytes, self.processes, holds, group is None)
             socket.send_fds(self.nursery, [message], [sent[index] for index in sorted(sent)])
@@ -230,7 +240,7 @@ class SlotMaker:
             theirs.close()
         if group is not None:
             group.close_files()
-        slot = _Slot(ours, zygote, uid, group)
+        slot = _Slot(ours, name, zygote, uid, group)
         self._slots.add(slot)
         self.listen(ours.fileno(), lambda: self._hear(slot))
         return slot
@@ -310,7 +320,7 @@ class SlotMaker:
         if slot.boxes >= _BOXES_OF_A_SLOT or (slot.zygote is not None and slot.zygote.lost):
             self._dismiss(slot)
         else:
-            self._idle[slot.zygote.name if slot.zygote else ""].append(slot)
+            self._idle[slot.interpreter].append(slot)
 
     def _on_slot_lost(self, slot: _Slot) -> None:
         """Deal with a slot that was killed; its box gets the death signal, but perhaps not yet."""

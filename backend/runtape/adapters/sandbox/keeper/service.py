@@ -89,7 +89,7 @@ class Keeper:
         self._on_readable: dict[int, Callable[[], None]] = {}
         self._armed: dict[int, Box] = {}
         self._to_make: defaultdict[str, deque[wire.Shape]] = defaultdict(deque)
-        """By zygote: one that is slow or stuck holds up no other boxes."""
+        """By interpreter: one that is slow or stuck holds up no other boxes."""
         self._making: defaultdict[str, int] = defaultdict(int)
         self._last_number = 0
         self._sampled: set[Box] = set()
@@ -122,7 +122,10 @@ class Keeper:
             else:
                 self._listen(nursery.fileno(), self._on_nursery_lost)
                 zygotes = {name: _exec_texts(command, env) for name, command, env in opening.zygotes}
-                self._maker = SlotMaker(nursery=nursery, zygotes=zygotes, uids=uids[1] if uids else 1, **common)
+                parked = {name: wire.sealed_memfd(order) for name, order in opening.parked}
+                self._maker = SlotMaker(
+                    nursery=nursery, zygotes=zygotes, parked=parked, uids=uids[1] if uids else 1, **common
+                )
         if not native:
             confinement = Confinement(
                 seccomp_filter=seccomp_filter,
@@ -153,8 +156,8 @@ class Keeper:
         for fd, _ in self._epoll.poll(0.0 if self._makeable() else self._pause_s()):
             if fd in self._on_readable:
                 self._on_readable[fd]()
-        for zygote in self._makeable():
-            self._make(self._to_make[zygote].popleft())
+        for interpreter in self._makeable():
+            self._make(self._to_make[interpreter].popleft())
         if any(self._making.values()):
             self._maker.expire()
         if self._sampled:
@@ -163,8 +166,8 @@ class Keeper:
             self._dead_groups[:] = [group for group in self._dead_groups if not group.remove()]
 
     def _makeable(self) -> list[str]:
-        """Return the zygotes for which a box is wanted and can be begun."""
-        return [zygote for zygote, shapes in self._to_make.items() if shapes and self._making[zygote] < _MAKING_AT_ONCE]
+        """Return the interpreters for which a box is wanted and can be begun."""
+        return [name for name, shapes in self._to_make.items() if shapes and self._making[name] < _MAKING_AT_ONCE]
 
     def _obey(self) -> None:
         datagram = self._control.recv(wire.DATAGRAM_BYTES)
@@ -174,7 +177,7 @@ class Keeper:
         kind, *fields = wire.unpack(datagram)
         if kind == "arm":
             shape = wire.Shape(*fields)
-            self._to_make[shape.zygote].append(shape)
+            self._to_make[shape.interpreter].append(shape)
             return
         box = self._armed.get(fields[0])
         if box is not None and kind == "bound":
@@ -196,7 +199,7 @@ class Keeper:
 
     def _make(self, shape: wire.Shape) -> None:
         self._last_number += 1
-        self._making[shape.zygote] += 1
+        self._making[shape.interpreter] += 1
         try:
             self._maker.make(self._last_number, shape)
         except OSError as error:
@@ -204,12 +207,12 @@ class Keeper:
 
     def _on_armed(self, box: Box, fds: list[int]) -> None:
         """Hand a box over to the service: order channel, outputs, and a copy of its pidfd."""
-        self._making[box.shape.zygote] -= 1
+        self._making[box.shape.interpreter] -= 1
         self._armed[box.number] = box
         self._send("armed", *box.shape, box.number, fds=fds)
 
     def _on_unarmed(self, shape: wire.Shape, what: str) -> None:
-        self._making[shape.zygote] -= 1
+        self._making[shape.interpreter] -= 1
         self._send("unarmed", *shape, what)
 
     # Bounding

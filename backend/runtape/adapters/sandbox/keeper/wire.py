@@ -23,7 +23,9 @@ Box to service: `Ended`, packed, once the program and all it started are dead; o
     started.
 """
 
+import fcntl
 import marshal
+import os
 import struct
 from typing import Any, Final, NamedTuple
 
@@ -40,8 +42,8 @@ DATAGRAM_BYTES: Final = 1 << 16
 class Shape(NamedTuple):
     """What a box is made for."""
 
-    zygote: str
-    """Name of the zygote that its runner is forked from; empty for one that execs its program."""
+    interpreter: str
+    """Name of the one that its program finds started: forked from a zygote, or parked; empty where it is exec'd."""
     disk_bytes: int
     inodes: int
     """Size of its work directory."""
@@ -60,6 +62,8 @@ class Opening(NamedTuple):
     """Folder of the programs that `native.build` made; empty where there is no compiler."""
     zygotes: tuple[tuple[str, tuple[str, ...], dict[bytes, bytes]], ...]
     """(name, command, environment) of each zygote; started when a box is to be forked from it."""
+    parked: tuple[tuple[str, bytes], ...]
+    """(name, packed `Order` that starts it) of each interpreter that is parked in its boxes."""
     memory_bytes: int
     processes: int
     """Limits of the cgroup that a box is armed with; its order may name others.  `processes` counts ours too."""
@@ -163,6 +167,7 @@ _ENDED: Final = struct.Struct("=IiQQQQ")
 _FAILED: Final = struct.Struct("=II")
 _KIND_ENDED: Final = ord("e")
 _KIND_FAILED: Final = ord("f")
+_SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
 def failed(what: str) -> bytes:
@@ -175,6 +180,17 @@ def told(datagram: bytes) -> Ended | str:
     if datagram[0] == _KIND_ENDED:
         return Ended(*_ENDED.unpack(datagram)[1:])
     return datagram[_FAILED.size :].decode(errors="replace")
+
+
+def sealed_memfd(content: bytes) -> int:
+    """Return a descriptor of a file in memory with `content`, which nobody can change any more."""
+    fd = os.memfd_create("runtape", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
+    os.lseek(fd, 0, os.SEEK_SET)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    return fd
 
 
 def pack(*message: Any) -> bytes:

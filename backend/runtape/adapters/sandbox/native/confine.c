@@ -108,12 +108,24 @@ int write_file(const char *path, const char *text) {
 
 void go_first(void) { write_file("/proc/self/oom_score_adj", "500"); }
 
-void tell_failure(int socket, uint32_t box, const char *step) {
-    char told[200];
+#define FAILURE_BYTES 200
+
+static size_t pack_failure(char *told, uint32_t box, const char *step) {
     struct failed head = {'f', box};
     memcpy(told, &head, sizeof head);
-    int length = snprintf(told + sizeof head, sizeof told - sizeof head, "%s: %s", step, strerror(errno));
-    send_with(socket, told, sizeof head + length, NULL, 0);
+    size_t room = FAILURE_BYTES - sizeof head;
+    size_t length = snprintf(told + sizeof head, room, "%s: %s", step, strerror(errno));
+    return sizeof head + (length < room ? length : room - 1);
+}
+
+void tell_failure(int socket, uint32_t box, const char *step) {
+    char told[FAILURE_BYTES];
+    send_with(socket, told, pack_failure(told, box, step), NULL, 0);
+}
+
+void tell_failure_by_pipe(int pipe, const char *step) {
+    char told[FAILURE_BYTES];
+    (void)!write(pipe, told, pack_failure(told, 0, step));
 }
 
 void close_if(int *fd) {

@@ -42,6 +42,7 @@ enum slot_fds {
     SLOT_CPU_USER,
     SLOT_CPU_SYSTEM,
     SLOT_OOM,
+    SLOT_PARKING, /* the order of the interpreter that is parked in its boxes */
     SLOT_FDS
 };
 
@@ -137,7 +138,9 @@ void go_first(void);
 /* A file of /proc. */
 int write_file(const char *path, const char *text);
 
-void tell_failure(int socket, uint32_t box, const char *step); /* with the words of errno */
+/* With the words of errno. */
+void tell_failure(int socket, uint32_t box, const char *step);
+void tell_failure_by_pipe(int pipe, const char *step);
 
 void close_if(int *fd);
 

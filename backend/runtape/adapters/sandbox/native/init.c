@@ -48,13 +48,17 @@ static void kill_tree(int number) {
     errno = kept;
 }
 
-static pid_t fork_runner(const struct box *box, const int *group) {
-    pid_t pid = fork();
-    if (pid != 0) return pid;
+void begin_program(const struct box *box) {
     default_signals();
     setsid();
     dup2(box->stdout, STDOUT_FILENO);
     dup2(box->stderr, STDERR_FILENO);
+}
+
+static pid_t fork_runner(const struct box *box, const int *group) {
+    pid_t pid = fork();
+    if (pid != 0) return pid;
+    begin_program(box);
     close(box->ready);
     struct runner runner = {box->channel, group[SLOT_MEMORY_LIMIT], group[SLOT_PROCESSES], -1};
     struct program program;
@@ -116,14 +120,21 @@ void be_init(struct slot *slot, const struct arm *order, struct box *box) {
         char bytes[256];
     } told = {.ready = {.kind = 'r'}};
     ssize_t length = sizeof told.ready;
+    bool parked = group[SLOT_PARKING] >= 0;
+    pid_t interpreter = -1;
+    if (parked && (step = park(slot, box, &interpreter)) != NULL) {
+        tell_failure(box->ready, box->number, step);
+        _exit(1);
+    }
     if (box->sync >= 0) {
-        send_with(box->ready, "m", 1, NULL, 0); /* mounted: a runner can be forked into this */
+        if (!parked) send_with(box->ready, "m", 1, NULL, 0); /* mounted: a runner can be forked into this */
         length = read(box->sync, &told, sizeof told);
         if (length <= 0) {
             errno = ECHILD;
-            tell_failure(box->ready, box->number, "the zygote");
+            tell_failure(box->ready, box->number, "the interpreter");
             _exit(1);
         }
+        if (parked) told.ready.pid = interpreter;
     } else if ((told.ready.pid = fork_runner(box, group)) < 0) {
         tell_failure(box->ready, box->number, "fork");
         _exit(1);
@@ -134,6 +145,7 @@ void be_init(struct slot *slot, const struct arm *order, struct box *box) {
     }
     close_if(&group[SLOT_MEMORY_LIMIT]);
     close_if(&group[SLOT_PROCESSES]);
+    close_if(&group[SLOT_PARKING]);
     uint64_t kills_before = field_in(group[SLOT_EVENTS], "oom_kill");
     write_number(group[SLOT_PEAK_MEMORY], 0); /* the making is not the program's usage; needs v1, or Linux 6.12 */
     /* A slot that was killed before we asked for its death signal does not hear this. */
@@ -141,8 +153,14 @@ void be_init(struct slot *slot, const struct arm *order, struct box *box) {
     close(box->ready);
 
     struct ended ended = {.kind = 'e', .wait_status = reap_all(told.ready.pid)};
-    if (box->sync >= 0 && fcntl(box->sync, F_SETFL, O_NONBLOCK) == 0)
-        (void)!read(box->sync, &told.ready, sizeof told.ready); /* what the runner had used when it took its order */
+    if (box->sync >= 0) { /* what the runner had used when it took its order */
+        fcntl(box->sync, F_SETFL, O_NONBLOCK);
+        if (read(box->sync, &told.ready, sizeof told.ready) != sizeof told.ready) {
+            errno = ECHILD;
+            tell_failure(box->channel, 0, "the interpreter that was to run it");
+            _exit(0);
+        }
+    }
     usage_of(RUSAGE_CHILDREN, &ended.user_ns, &ended.system_ns);
     ended.user_ns -= told.ready.user_ns < ended.user_ns ? told.ready.user_ns : ended.user_ns;
     ended.system_ns -= told.ready.system_ns < ended.system_ns ? told.ready.system_ns : ended.system_ns;

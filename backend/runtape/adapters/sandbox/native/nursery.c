@@ -10,6 +10,7 @@
    of the box by one clone3 with fresh pid, mount and ipc namespaces.  Pid 1 lays the work directory, /tmp and /proc
    over the root, confines itself and has the *runner* made, the process that is to become the program: forked from
    the zygote, or from pid 1 when the program is to be exec'd.  The runner is confined before it is told what to run.
+   An interpreter that cannot be forked is started in its box ahead of any order instead (parked.c).
 
    Then the slot hands the box over to the service, by way of the keeper: the runner takes its order directly from the
    service, and pid 1 tells the service directly how the program ended.  The slot hears only that pid 1 has died; the

@@ -66,8 +66,8 @@ static int pipe_to_stdin(const char *content, uint32_t size) {
     return result < 0 ? -1 : put_at_stdin(ends[0]);
 }
 
-static const char *carry_out(const char *bytes, size_t size, int stdin_fd, const struct runner *runner,
-                             struct program *program) {
+const char *carry_out(const char *bytes, size_t size, int stdin_fd, const struct runner *runner,
+                      struct program *program) {
     struct order order;
     struct reader reader = {bytes + sizeof order, bytes + size};
     if (size < sizeof order) return errno = EBADMSG, "the order";

@@ -3,6 +3,8 @@
 #ifndef RUNTAPE_RUNNER_H
 #define RUNTAPE_RUNNER_H
 
+#include <stddef.h>
+
 struct program {
     char **arguments; /* each list ends with a NULL; both live as long as the runner */
     char **variables;
@@ -16,8 +18,12 @@ struct runner {
     int sync; /* pid 1 reads on it what the runner has used up to its order */
 };
 
-/* Wait for the order, then write files, open stdin and set limits.  Returns NULL, or the name of the step that failed
-   with errno set.  Ends this process when there will be no order. */
+/* Carry out an order as far as the program itself: write files, open stdin (`stdin_fd`, or -1 for the order's own) and
+   set limits.  Returns NULL, or the name of the step that failed with errno set. */
+const char *carry_out(const char *order, size_t size, int stdin_fd, const struct runner *runner,
+                      struct program *program);
+
+/* Wait for the order and carry it out.  Ends this process when there will be none. */
 const char *take_order(const struct runner *runner, struct program *program);
 
 #endif

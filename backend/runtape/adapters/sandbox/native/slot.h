@@ -20,7 +20,7 @@ struct slot {
 struct box {
     uint32_t number;
     int ready; /* to its slot */
-    int sync;  /* from its runner; -1 when pid 1 forks that itself */
+    int sync;  /* from its runner; -1 when that has nothing to tell but its end */
     int channel, stdout, stderr;
 };
 
@@ -31,5 +31,12 @@ const char *be_slot(struct slot *slot, int mapped);
 
 /* Be the first process of a box. */
 void be_init(struct slot *slot, const struct arm *order, struct box *box) __attribute__((noreturn));
+
+/* Begin the life of a process that becomes a program: signals, session, stdout and stderr. */
+void begin_program(const struct box *box);
+
+/* Start the interpreter that is parked in a box, and the clerk that will tell it what to run.  Sets `box->sync`, on
+   which the interpreter tells that it is ready, and the interpreter's pid.  Returns the name of a step that failed. */
+const char *park(struct slot *slot, struct box *box, pid_t *interpreter);
 
 #endif

@@ -64,11 +64,7 @@ static int keep(const int *fds, const struct fork_runner *request) {
 
 /* Name the step that failed where pid 1 and its slot hear it, and end. */
 static void give_up(int sync, const char *step) {
-    char told[160];
-    struct failed head = {'f', 0};
-    memcpy(told, &head, sizeof head);
-    int length = snprintf(told + sizeof head, sizeof told - sizeof head, "%s: %s", step, strerror(errno));
-    (void)!write(sync, told, sizeof head + length);
+    tell_failure_by_pipe(sync, step);
     _exit(1);
 }
 
@@ -114,11 +110,8 @@ int zygote_serve(int socket) {
             int status;
             while (waitpid(between, &status, 0) < 0 && errno == EINTR) {}
             if (WIFEXITED(status) && WEXITSTATUS(status) != 0) {
-                char told[80];
-                struct failed head = {'f', 0};
-                memcpy(told, &head, sizeof head);
-                int size = snprintf(told + sizeof head, sizeof told - sizeof head, "fork: %s", strerror(WEXITSTATUS(status)));
-                (void)!write(fds[RUNNER_SYNC], told, sizeof head + size);
+                errno = WEXITSTATUS(status);
+                tell_failure_by_pipe(fds[RUNNER_SYNC], "fork");
             }
         }
     close:
