@@ -7,6 +7,7 @@ skipped and why, by part.  `RUNTAPE_REQUIRE=node,sandbox` names parts that may n
 
 import functools
 import os
+import shutil
 import subprocess
 import sys
 from collections import defaultdict
@@ -69,12 +70,17 @@ def _server() -> str | None:
     return _sandbox()
 
 
+def _gvisor() -> str | None:
+    return None if shutil.which("runsc") else "no runsc on PATH; apt install runsc"
+
+
 PARTS = {
     **{lang: Part(f"{lang}, as the sandbox finds it", _language(lang)) for lang in LANGUAGES},
     "root": Part("the tests run as root", _root),
     "userns": Part("unprivileged user namespaces", _userns),
     "sandbox": Part("code can be run in the local sandbox", _sandbox),
     "server": Part("the embedded server with its sandbox", _server),
+    "gvisor": Part("gVisor's runsc", _gvisor),
     OTHER: Part("skips that name no part", lambda: None),
 }
 

@@ -44,6 +44,6 @@ def test_go_without_a_compiled_standard_library_is_told_with_the_remedy(prefix: 
 
 def test_host_is_described() -> None:
     checks = inspect_host()
-    assert {check.name for check in checks} == {"host", "isolation", "speed", "memory limit", *LANGUAGES}
+    assert {check.name for check in checks} == {"host", "isolation", "speed", "memory limit", "gvisor", *LANGUAGES}
     assert all(check.finding for check in checks)
     assert all(check.fix for check in checks if check.state is not State.OK)

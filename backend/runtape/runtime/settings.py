@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
@@ -86,6 +86,9 @@ class SandboxSettings(_Section):
     """The local sandbox."""
 
     armed: int = Field(default=2 * _CORES, ge=1, le=256, description="boxes kept ready for the next programs")
+    runtime_class: Literal["linux", "gvisor"] = Field(
+        default="linux", description="whose kernel programs run on: this host's, or gVisor's (slower; needs runsc)"
+    )
 
 
 class StreamSettings(_Section):

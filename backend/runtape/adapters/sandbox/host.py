@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from runtape.domain.limits import Limits
 
-from . import native
+from . import gvisor, native
 from .keeper import wire
 from .keeper_process import command
 from .order import make_opening
@@ -82,6 +82,7 @@ def _isolation() -> list[HostCheck]:
         ),
         _speed(opened),
         _memory(opened),
+        _gvisor(),
     ]
 
 
@@ -104,6 +105,14 @@ def _memory(opened: wire.Opened) -> HostCheck:
         f"by a watchdog that samples, as no cgroup can be used: {opened.finding}",
         "delegate a cgroup: start by `systemd-run --user --scope -p Delegate=yes`, or a unit with Delegate=yes",
     )
+
+
+def _gvisor() -> HostCheck:
+    runsc = gvisor.find()
+    if runsc is None:
+        finding = "no runsc on PATH, which only sandbox.runtime_class = gvisor needs: apt install runsc"
+        return HostCheck("gvisor", State.OK, finding)
+    return HostCheck("gvisor", State.OK, f"{runsc}, for sandbox.runtime_class = gvisor")
 
 
 def _languages(found: list[InstalledRuntime], missing: list[MissingRuntime]) -> list[HostCheck]:

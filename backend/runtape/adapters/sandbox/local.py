@@ -37,17 +37,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Self
 
+from runtape.domain.ids import ExecutionId
 from runtape.domain.limits import Limits
 from runtape.domain.outcome import Outcome, OutcomeKind
 from runtape.domain.tape import Record
 from runtape.ports.errors import SandboxUnavailable, Transient
 from runtape.ports.pod_runtime import PodEnded, PodKey, PodSpec, Runtime
 
-from . import native
+from . import gvisor, native
 from .builds import Builds
 from .compiled_pod import CompiledPod
 from .keeper import wire
-from .order import make_opening, make_order, null_byte_in, started, warmable
+from .order import make_opening, make_order, make_trial_order, null_byte_in, started, warmable
 from .pod import CANCELLED, Pod
 from .pool import BoxPool, InterpreterLost
 from .runtimes import InstalledRuntime, detect
@@ -66,6 +67,7 @@ class LocalSandbox:
         data_dir: Path,
         *,
         armed_boxes: int | None = None,
+        own_kernel: bool = False,
         native: bool = True,
         warm: bool = True,
         default_limits: Limits | None = None,
@@ -75,15 +77,18 @@ class LocalSandbox:
         """Prepare, without touching anything yet.
 
         `data_dir` holds the lock file and names this installation.  `armed_boxes` is the number kept in stock, by
-        default two per processor.  Boxes are armed for `default_limits`: a run with other `disk_mb` or `inodes`
-        waits some milliseconds for one made to order.  Without `native`, or a C compiler, the keeper makes boxes
-        itself: slower, no less tight.  Without `warm` every program starts an interpreter of its own, which then has
-        its own address layout and hash seed.  `lock_timeout_s` is how long to wait for the programs of an
-        earlier service on this data folder to be dead.  `builds_bytes` bounds the compiled programs that are kept in
-        `data_dir` for the next run of the same source.
+        default two per processor.  With `own_kernel` programs run on gVisor's kernel (`gvisor.py`), which takes ten
+        times as long.  Boxes are armed for `default_limits`: a run with other `disk_mb` or `inodes` waits some
+        milliseconds for one made to order.  Without `native`, or a C compiler, the keeper makes boxes itself: slower,
+        no less tight.  Without `warm` every program starts an interpreter of its own, which then has its own address
+        layout and hash seed.  `lock_timeout_s` is how long to wait for the programs of an earlier service on this data
+        folder to be dead.  `builds_bytes` bounds the compiled programs that are kept in `data_dir` for the next run of
+        the same source.
         """
+        self._own_kernel = own_kernel
+        self._runsc = ""
         self._native = native
-        self._warm = warm
+        self._warm = warm and not own_kernel
         self._lock_timeout_s = lock_timeout_s
         self._data_dir = data_dir.resolve()
         self._armed_boxes = armed_boxes if armed_boxes is not None else 2 * (os.cpu_count() or 1)
@@ -112,8 +117,20 @@ class LocalSandbox:
         self._installed = {(each.runtime.lang, each.runtime.version): each for each in found}
         await asyncio.to_thread(self._builds.open)
         programs = await asyncio.to_thread(native.built, self._data_dir) if self._native else None
+        if self._own_kernel:
+            self._runsc = gvisor.find() or ""
+            if not self._runsc:
+                fix = "apt install runsc, or see https://gvisor.dev/docs/user_guide/install/"
+                raise SandboxUnavailable(f"gVisor is asked for, and there is no runsc on PATH; to fix it: {fix}")
         instance = hashlib.sha256(os.fsencode(self._data_dir)).hexdigest()[:12]
-        opening = make_opening(instance, found, self._default_limits, programs=programs, warm=self._warm)
+        opening = make_opening(
+            instance,
+            found,
+            self._default_limits,
+            programs=programs,
+            warm=self._warm,
+            own_kernel=self._own_kernel,
+        )
         newest = opening.zygotes[0][0] if opening.zygotes else ""
         pool = BoxPool(
             self._data_dir,
@@ -124,10 +141,23 @@ class LocalSandbox:
         )
         try:
             await pool.open()
+            if self._own_kernel:
+                await self._try(pool)
         except BaseException:
             await pool.close()
             raise
         self._pool = pool
+
+    async def _try(self, pool: BoxPool) -> None:
+        """Run a program of ours.  Raises: SandboxUnavailable, with what it printed when it did not end well."""
+        order = make_trial_order(self._default_limits, pool.armed)
+        lease_due_s = asyncio.get_running_loop().time() + self._default_limits.wall_s
+        pod = Pod(PodKey(ExecutionId("trial"), 1), self._default_limits, lease_due_s, lambda _: None)
+        await self._begin(pod, pool, self._default_limits, order)
+        await asyncio.shield(pod.gone)
+        if pod.ended is None or pod.ended.outcome.exit_code != 0:
+            words = b"".join(record.data for record in pod.output.take(0)).decode(errors="replace").strip()
+            raise SandboxUnavailable(f"gVisor cannot run programs here: {words or pod.ended}")
 
     async def runtimes(self) -> Sequence[Runtime]:
         return [each.runtime for each in self._installed.values()]
@@ -173,6 +203,8 @@ class LocalSandbox:
     ) -> None:
         """Begin a pod in a box that fits `limits`; one in which `runtime` has started where that is in stock."""
         interpreter = runtime.name if runtime is not None else ""
+        if self._own_kernel:
+            order = gvisor.on_own_kernel(order, self._runsc)
         for _ in range(_BOXES_TO_TRY):
             shape = pool.shape(interpreter, *_work_directory(limits))
             try:

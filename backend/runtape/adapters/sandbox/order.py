@@ -21,10 +21,20 @@ _COMPILE: Final = f'"$@" >&2 && exec cat {PROGRAM}'
 _PROGRAM_FILE: Final = f".tmp{PROGRAM.removeprefix('/tmp')}"
 """`PROGRAM` below the work directory, of which /tmp shows a part; no uploaded file has such a path."""
 
-OURS: Final = 2
-"""Processes of a box that are not the program's: its slot and its pid 1."""
-OURS_FORKED: Final = 1
-"""The same where the keeper makes boxes: pid 1 alone."""
+
+class Ours(NamedTuple):
+    """What is in a box, or on its account, that is not the program's."""
+
+    processes: int
+    memory_mb: int = 0
+
+
+OURS: Final = Ours(processes=2)
+"""Its slot and its pid 1."""
+OURS_FORKED: Final = Ours(processes=1)
+"""Where the keeper makes boxes: pid 1 alone."""
+OURS_GVISOR: Final = Ours(processes=OURS.processes + 256, memory_mb=64)
+"""With a kernel of its own, its threads and the memory that it takes before a program begins."""
 
 
 class ArmedLimits(NamedTuple):
@@ -34,13 +44,12 @@ class ArmedLimits(NamedTuple):
     """Whether it has a cgroup, which has these limits."""
     memory_bytes: int
     processes: int
-    ours: int
-    """How many of the processes are not the program's."""
+    ours: Ours
 
 
-def group_limits(limits: Limits, ours: int) -> tuple[int, int]:
-    """Return (memory in bytes, processes) for the cgroup of a box, in which `ours` are not the program's."""
-    return limits.memory_mb << 20, limits.processes + ours
+def group_limits(limits: Limits, ours: Ours) -> tuple[int, int]:
+    """Return (memory in bytes, processes) for the cgroup of a box, in which `ours` is too."""
+    return (limits.memory_mb + ours.memory_mb) << 20, limits.processes + ours.processes
 
 
 def environment(runtime: InstalledRuntime) -> dict[bytes, bytes]:
@@ -57,12 +66,13 @@ def make_opening(
     *,
     programs: Path | None = None,
     warm: bool = False,
+    own_kernel: bool = False,
 ) -> wire.Opening:
     """Return what a keeper needs to know: boxes are armed for `limits`, and made by `programs` if there are any.
 
     `warm` says whether interpreters are started ahead of their programs.
     """
-    ours = OURS if programs else OURS_FORKED
+    ours = OURS_GVISOR if own_kernel else OURS if programs else OURS_FORKED
     # A runner and, for an instant, its go-between: a lower limit comes with the order.
     memory_bytes, processes = group_limits(replace(limits, processes=max(limits.processes, 2)), ours)
     warmed = [each for each in runtimes if each.warm] if programs and warm else []
@@ -75,10 +85,11 @@ def make_opening(
         parked=tuple((each.name, _parking_order(each, limits, ours).packed()) for each in warmed if each.parked),
         memory_bytes=memory_bytes,
         processes=processes,
+        own_kernel=own_kernel,
     )
 
 
-def _parking_order(runtime: InstalledRuntime, limits: Limits, ours: int) -> wire.Order:
+def _parking_order(runtime: InstalledRuntime, limits: Limits, ours: Ours) -> wire.Order:
     """Return what starts an interpreter that is to wait for a program with `limits`."""
     return wire.Order(
         files=(),
@@ -133,6 +144,19 @@ def compiler_limits(runtime: InstalledRuntime, limits: Limits) -> Limits:
         open_files=max(limits.open_files, _COMPILER.open_files),
         disk_mb=max(limits.disk_mb, _COMPILER.disk_mb),
         inodes=max(limits.inodes, _COMPILER.inodes),
+    )
+
+
+def make_trial_order(limits: Limits, armed: ArmedLimits) -> wire.Order:
+    """Return what a box needs to run a program that does nothing."""
+    return wire.Order(
+        files=(),
+        argv=(b"/bin/sh", b"-c", b":"),
+        env={},
+        rlimits=_rlimits(limits, armed.ours, 0),
+        memory_bytes=0,
+        processes=0,
+        stdin=b"",
     )
 
 
@@ -197,14 +221,14 @@ def _files(runtime: InstalledRuntime, source: Source) -> tuple[tuple[str, bytes]
     return (*((file.path, file.content) for file in source.files), (runtime.runtime.file_name, _encoded(source.script)))
 
 
-def _rlimits(limits: Limits, ours: int, reserve_mb: int) -> tuple[tuple[int, int, int], ...]:
+def _rlimits(limits: Limits, ours: Ours, reserve_mb: int) -> tuple[tuple[int, int, int], ...]:
     """Return the limits of one process each; those of the tree are the cgroup's and the keeper's."""
     disk_bytes, cpu_s = limits.disk_mb << 20, math.ceil(limits.cpu_s)
     rlimits = [
         (resource.RLIMIT_FSIZE, disk_bytes, disk_bytes),
         (resource.RLIMIT_NOFILE, limits.open_files, limits.open_files),
         # Counted per user of a user namespace that no other box is in.
-        (resource.RLIMIT_NPROC, limits.processes + ours, limits.processes + ours),
+        (resource.RLIMIT_NPROC, limits.processes + ours.processes, limits.processes + ours.processes),
         # The keeper stops the tree at the exact time; this is for the case that it cannot.
         (resource.RLIMIT_CPU, cpu_s + 1, cpu_s + 2),
     ]

@@ -31,6 +31,7 @@ from runtape.ports.pod_runtime import PodEnded, PodKey
 
 from .armed_box import ArmedBox
 from .keeper import wire
+from .order import group_limits
 from .output import Output
 from .pool import BoxPool
 
@@ -107,7 +108,7 @@ class Pod:
         self._loop.add_reader(box.channel.fileno(), self._on_told)
         self._read_on()
         if not pool.armed.grouped:
-            pool.bound_memory(box, self._limits.memory_mb << 20)
+            pool.bound_memory(box, group_limits(self._limits, pool.armed.ours)[0])
         if self._timer is not None:
             self._timer.cancel()
         now_s = self._loop.time()

@@ -37,7 +37,7 @@ from runtape.ports.errors import InfrastructureError, SandboxUnavailable, Transi
 from .armed_box import ArmedBox
 from .keeper import wire
 from .keeper_process import KeeperProcess, lock
-from .order import OURS, OURS_FORKED, ArmedLimits
+from .order import OURS, OURS_FORKED, OURS_GVISOR, ArmedLimits
 
 log = structlog.get_logger(__name__)
 
@@ -168,7 +168,7 @@ class BoxPool:
     def armed(self) -> ArmedLimits:
         """What boxes are armed with."""
         grouped = self.mode.cgroups != "none"
-        ours = OURS if self.mode.native else OURS_FORKED
+        ours = OURS_GVISOR if self._opening.own_kernel else OURS if self.mode.native else OURS_FORKED
         return ArmedLimits(grouped, self._opening.memory_bytes, self._opening.processes, ours)
 
     def shape(self, interpreter: str, disk_bytes: int, inodes: int) -> wire.Shape:

@@ -17,7 +17,10 @@ class LocalSandboxProvider(Provider):
     @provide
     async def pods(self, settings: Settings) -> AsyncIterator[PodRuntime]:
         sandbox = LocalSandbox(
-            settings.data, armed_boxes=settings.sandbox.armed, default_limits=settings.limits.limits()
+            settings.data,
+            armed_boxes=settings.sandbox.armed,
+            own_kernel=settings.sandbox.runtime_class == "gvisor",
+            default_limits=settings.limits.limits(),
         )
         await sandbox.open()
         yield sandbox

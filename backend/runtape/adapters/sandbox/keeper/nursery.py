@@ -50,6 +50,7 @@ _ARM: Final = struct.Struct("=IIQQ")
 _ARMED: Final = struct.Struct("=IIQQ")
 _DEAD: Final = struct.Struct("=IIiIQQQ")
 _FAILED: Final = struct.Struct("=II")
+_SHARE_WORK_DIRECTORY, _OWN_KERNEL = 1, 2
 _CONTROL, _ZYGOTE, _PARKING = 0, 1, 12
 """Places of descriptors in a slot, beside those of its cgroup."""
 
@@ -158,6 +159,8 @@ class SlotMaker:
     """How many uids slots may have; 1 when all share ours."""
     memory_bytes: int
     processes: int
+    own_kernel: bool
+    """Whether programs run on a kernel of their own."""
     listen: Callable[[int, Callable[[], None]], None]
     """Have a function called whenever a descriptor can be read."""
     forget: Callable[[int], None]
@@ -228,7 +231,8 @@ class SlotMaker:
             elif name:
                 sent[_PARKING] = self.parked[name]
             holds = sum(1 << index for index in sent)
-            message = _MAKE_SLOT.pack(ord("S"), uid, self.memory_bytes, self.processes, holds, group is None)
+            flags = (group is None) * _SHARE_WORK_DIRECTORY | self.own_kernel * _OWN_KERNEL
+            message = _MAKE_SLOT.pack(ord("S"), uid, self.memory_bytes, self.processes, holds, flags)
             socket.send_fds(self.nursery, [message], [sent[index] for index in sorted(sent)])
         except OSError:
             ours.close()

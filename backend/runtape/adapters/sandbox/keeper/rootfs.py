@@ -71,7 +71,7 @@ def _bind_proc() -> None:
 
 def _build_image(prefixes: Sequence[str], starters: Sequence[tuple[str, bytes]]) -> None:
     linux.mount("image", _IMAGE, "tmpfs", linux.MS_NOSUID, "size=16m,mode=755")
-    for folder in ("dev", "etc", "proc", "tmp", WORK_DIRECTORY[1:], wire.STARTERS[1:]):
+    for folder in ("dev", "etc", "proc", "run", "tmp", WORK_DIRECTORY[1:], wire.STARTERS[1:]):
         os.mkdir(f"{_IMAGE}/{folder}")
     for path in _SYSTEM:
         if os.path.islink(_HOST + path):

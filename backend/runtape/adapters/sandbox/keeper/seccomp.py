@@ -17,7 +17,7 @@ Format of one instruction: ``struct sock_filter`` (linux/filter.h); offsets: ``s
 
 import errno
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -112,7 +112,29 @@ class _Range:
 
 def assemble(machine: str) -> bytes:
     """Return the filter for `machine` as an array of ``struct sock_filter``.  Raises: KeyError, machine unknown."""
-    ranges = _ranges(syscalls.PLAIN[machine], syscalls.GUARDED[machine])
+    plain, guarded = syscalls.PLAIN[machine], syscalls.GUARDED[machine]
+    fates: dict[int, int | str] = dict.fromkeys(plain.values(), ALLOW)
+    fates.update((number, name) for name, number in guarded.items())
+    program = _begin(machine)
+    program.tree(_ranges(fates, otherwise=EPERM))
+    for name in sorted(guarded):
+        program.guard(name, GUARDS[name])
+    return program.link()
+
+
+def assemble_for_monitor(machine: str) -> bytes:
+    """Return the filter for a monitor that gives programs a kernel of its own, in the same form.
+
+    Such a one makes namespaces and traces processes; that it asks the host for little on behalf of a program is its
+    own part.  Here only what no monitor needs is refused.  Raises: KeyError, machine unknown.
+    """
+    program = _begin(machine)
+    program.tree(_ranges(dict.fromkeys(syscalls.OF_NO_MONITOR[machine].values(), EPERM), otherwise=ALLOW))
+    return program.link()
+
+
+def _begin(machine: str) -> "_Program":
+    """Return a program that has judged the machine word and holds the number."""
     program = _Program()
     program.emit(_LOAD, _ARCH_AT)
     program.emit(_JUMP_EQ, AUDIT_ARCH[machine], 1, 0)
@@ -120,10 +142,7 @@ def assemble(machine: str) -> bytes:
     program.emit(_LOAD, _NUMBER_AT)
     program.emit(_JUMP_GE, _X32_BIT, 0, 1)
     program.emit(_RETURN, KILL_PROCESS)
-    program.tree(ranges)
-    for name in sorted(syscalls.GUARDED[machine]):
-        program.guard(name, GUARDS[name])
-    return program.link()
+    return program
 
 
 def instruction_count(program: bytes) -> int:
@@ -131,12 +150,10 @@ def instruction_count(program: bytes) -> int:
     return len(program) // 8
 
 
-def _ranges(plain: dict[str, int], guarded: dict[str, int]) -> list[_Range]:
-    fate_of: dict[int, int | str] = dict.fromkeys(plain.values(), ALLOW)
-    fate_of.update((number, name) for name, number in guarded.items())
-    ranges = [_Range(0, fate_of.get(0, EPERM))]
+def _ranges(fates: Mapping[int, int | str], otherwise: int) -> list[_Range]:
+    ranges = [_Range(0, fates.get(0, otherwise))]
     for number in range(1, syscalls.NEWEST + 1):
-        fate = fate_of.get(number, EPERM)
+        fate = fates.get(number, otherwise)
         if fate != ranges[-1].fate:
             ranges.append(_Range(number, fate))
     ranges.append(_Range(syscalls.NEWEST + 1, ENOSYS))

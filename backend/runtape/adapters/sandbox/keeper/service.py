@@ -80,7 +80,8 @@ class Keeper:
         _check_machine()
         self._hierarchy, finding = _open_cgroups(opening.instance, lock_fd)
         first_host_uid = _enter_namespaces()
-        seccomp_filter = seccomp.assemble(linux.MACHINE)
+        assemble = seccomp.assemble_for_monitor if opening.own_kernel else seccomp.assemble
+        seccomp_filter = assemble(linux.MACHINE)
         try:
             rootfs.enter_own_root(opening.prefixes, (*opening.starters, *_native_files(opening.native, seccomp_filter)))
         except OSError as error:
@@ -124,8 +125,18 @@ class Keeper:
                 zygotes = {name: _exec_texts(command, env) for name, command, env in opening.zygotes}
                 parked = {name: wire.sealed_memfd(order) for name, order in opening.parked}
                 self._maker = SlotMaker(
-                    nursery=nursery, zygotes=zygotes, parked=parked, uids=uids[1] if uids else 1, **common
+                    nursery=nursery,
+                    zygotes=zygotes,
+                    parked=parked,
+                    uids=uids[1] if uids else 1,
+                    own_kernel=opening.own_kernel,
+                    **common,
                 )
+        if not native and opening.own_kernel:
+            raise Refused(f"gVisor runs in boxes that C programs make: {finding or 'there are none'}", _COMPILER_FIX)
+        if opening.own_kernel and self._hierarchy is None:
+            # What gVisor hands out to a program is no memory of a process that the watchdog could count.
+            raise Refused(f"gVisor's memory can be bounded by a cgroup alone: {finding}", _CGROUP_FIX)
         if not native:
             confinement = Confinement(
                 seccomp_filter=seccomp_filter,
@@ -311,6 +322,8 @@ def _native_files(folder: str, seccomp_filter: bytes) -> list[tuple[str, bytes]]
     return files
 
 
+_CGROUP_FIX: Final = "delegate a cgroup to the service (systemd: Delegate=yes)"
+_COMPILER_FIX: Final = "apt install gcc libc6-dev"
 _USERNS_FIX: Final = (
     "allow unprivileged user namespaces: sysctl user.max_user_namespaces=15000, and where they exist "
     "kernel.unprivileged_userns_clone=1 and kernel.apparmor_restrict_unprivileged_userns=0; "

@@ -63,6 +63,16 @@ socket:41:198 socketpair:53:199 fcntl:72:25 clone:56:220 clone3:435:435 prctl:15
 prlimit64:302:261 mknod:133: mknodat:259:33
 """
 
+_OF_NO_MONITOR: Final = """\
+bpf:321:280 perf_event_open:298:241 io_uring_setup:425:425 io_uring_enter:426:426 io_uring_register:427:427
+userfaultfd:323:282 add_key:248:217 request_key:249:218 keyctl:250:219 kexec_load:246:104 kexec_file_load:320:294
+init_module:175:105 finit_module:313:273 delete_module:176:106 open_by_handle_at:304:265 pidfd_getfd:438:438
+kcmp:312:272 quotactl:179:60 quotactl_fd:443:443 swapon:167:224 swapoff:168:225 reboot:169:142 acct:163:89
+syslog:103:116 settimeofday:164:170 clock_settime:227:112 adjtimex:159:171 clock_adjtime:305:266 ioperm:173:
+iopl:172: lookup_dcookie:212:18 vhangup:153:58 fanotify_init:300:262 open_tree:428:428 move_mount:429:429
+fsopen:430:430 fsconfig:431:431 fsmount:432:432 fspick:433:433 mount_setattr:442:442 process_madvise:440:440
+"""
+
 NEWEST: Final = 452
 """Calls above this number are newer than the table: they answer ENOSYS, so that libc falls back to an older one."""
 
@@ -77,3 +87,6 @@ PLAIN: Final = {machine: _column(_PLAIN, i) for i, machine in ((1, "x86_64"), (2
 
 GUARDED: Final = {machine: _column(_GUARDED, i) for i, machine in ((1, "x86_64"), (2, "aarch64"))}
 """Machine -> name -> number of the calls whose arguments decide."""
+
+OF_NO_MONITOR: Final = {machine: _column(_OF_NO_MONITOR, i) for i, machine in ((1, "x86_64"), (2, "aarch64"))}
+"""Machine -> name -> number of the calls that a monitor with a kernel of its own has no use for."""

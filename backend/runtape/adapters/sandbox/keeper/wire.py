@@ -67,6 +67,8 @@ class Opening(NamedTuple):
     memory_bytes: int
     processes: int
     """Limits of the cgroup that a box is armed with; its order may name others.  `processes` counts ours too."""
+    own_kernel: bool
+    """Whether what is exec'd in boxes is a monitor that gives programs a kernel of their own."""
 
 
 class Opened(NamedTuple):

@@ -25,8 +25,10 @@ struct make_slot { /* descriptors: see `slot_fds` */
     uint64_t memory_bytes;
     uint64_t processes; /* what the group is set to before each box */
     uint32_t holds;     /* bit N: descriptor N of `slot_fds` is among those sent */
-    uint32_t share_work_directory;
+    uint32_t flags;
 };
+#define SHARE_WORK_DIRECTORY 1 /* hand a descriptor of it to the keeper */
+#define OWN_KERNEL 2           /* programs run in a monitor that needs a whole /proc, and room that they cannot see */
 struct make_zygote { /* followed by arguments, an empty string, environment, each with its NUL; descriptor: channel */
     uint32_t kind;   /* 'Z' */
 };

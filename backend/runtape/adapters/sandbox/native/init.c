@@ -26,7 +26,7 @@ static void default_signals(void) {
     for (int number = 1; number < NSIG; number++) signal(number, SIG_DFL); /* those that cannot be set, can stay */
 }
 
-static const char *enter_box(uint64_t disk_bytes, uint64_t inodes) {
+static const char *enter_box(uint64_t disk_bytes, uint64_t inodes, bool own_kernel) {
     char options[96];
     /* Two inodes are ours: the folder itself and .tmp. */
     snprintf(options, sizeof options, "size=%llu,nr_inodes=%llu,mode=700", (unsigned long long)disk_bytes,
@@ -34,6 +34,12 @@ static const char *enter_box(uint64_t disk_bytes, uint64_t inodes) {
     if (mount("box", WORK_DIRECTORY, "tmpfs", MS_NOSUID | MS_NODEV, options) < 0) return "mount " WORK_DIRECTORY;
     if (mkdir(WORK_DIRECTORY "/.tmp", 0700) < 0) return "mkdir .tmp";
     if (mount(WORK_DIRECTORY "/.tmp", "/tmp", NULL, MS_BIND, NULL) < 0) return "mount /tmp";
+    if (own_kernel) {
+        unsigned long flags = MS_NOSUID | MS_NODEV | MS_NOEXEC;
+        if (mount("monitor", "/run", "tmpfs", flags, "size=16m,mode=700") < 0) return "mount /run";
+        if (mount("proc", "/proc", "proc", flags, NULL) < 0) return "mount /proc";
+        return chdir(WORK_DIRECTORY) < 0 ? "chdir" : NULL;
+    }
     /* Refused where the nursery's own is masked, as in some containers: then no /proc is better than its. */
     if (mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, "hidepid=2,subset=pid") < 0 &&
         mount("none", "/proc", "tmpfs", MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, "size=4k") < 0)
@@ -73,7 +79,7 @@ static pid_t fork_runner(const struct box *box, const int *group) {
 
 static int tell_armed(const struct box *box, const struct slot *slot, const struct ready *ready) {
     int folder = -1;
-    if (slot->how.share_work_directory) folder = open(".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (slot->how.flags & SHARE_WORK_DIRECTORY) folder = open(".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     int result = send_with(box->ready, ready, sizeof *ready, &folder, folder >= 0);
     close_if(&folder);
     return result;
@@ -107,7 +113,7 @@ void be_init(struct slot *slot, const struct arm *order, struct box *box) {
     close_if(&group[SLOT_CPU_USER]);
     close_if(&group[SLOT_CPU_SYSTEM]);
     for (int i = 0; i < GROUPS; i++) close_if(&group[SLOT_GROUP + i]);
-    const char *step = enter_box(order->disk_bytes, order->inodes);
+    const char *step = enter_box(order->disk_bytes, order->inodes, slot->how.flags & OWN_KERNEL);
     prctl(PR_SET_DUMPABLE, 1); /* else our own files in /proc are not ours; nobody is here yet, and it ends below */
     go_first();
     if (step == NULL && confine(false) < 0) step = "confine";
