@@ -70,12 +70,7 @@ REFUSED = Weakness(
 def refuse():
     raise service.Refused("walls are sold out", "come back tomorrow")
 
-def exit_when_hung_up_on(code, exit=service.os._exit):
-    service.os.read(int(sys.argv[1]), 1)
-    exit(code)
-
 service._check_machine = refuse
-service.os._exit = exit_when_hung_up_on
 """
 )
 

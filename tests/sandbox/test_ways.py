@@ -8,9 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import structlog
 
 from runtape.adapters.sandbox import LocalSandbox, local, native, runtimes
-from tests.prove.weakened import Weakness, weaken
+from runtape.adapters.sandbox.keeper_process import KeeperProcess
+from runtape.ports.errors import SandboxUnavailable
+from tests.prove.weakened import REFUSED, Weakness, weaken
 from tests.sandbox.conftest import is_made
 from tests.sandbox.runs import descendants, run, start, until_printed, version_of, way_of
 
@@ -39,7 +42,7 @@ async def lose_zygotes(own_sandbox: LocalSandbox) -> None:
 
 
 async def test_zygote_that_hangs_holds_up_nobody_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    weaken(Weakness("nursery._MAKING_TIMEOUT_S = 0.3"), monkeypatch, tmp_path)
+    weaken(Weakness("nursery._MAKING_TIMEOUT_S = 1.0"), monkeypatch, tmp_path)
     async with LocalSandbox(tmp_path / "data") as sandbox:
         await is_made(sandbox, "forked")
         for pid in [pid for pid in descendants(os.getpid()) if is_zygote(pid)]:
@@ -94,3 +97,23 @@ async def test_sources_that_do_not_compile_are_told_and_nothing_is_left(
     assert native.built(data) is None
     assert "missing" in capsys.readouterr().out
     assert list(data.iterdir()) == []
+
+
+async def test_refusal_of_a_keeper_that_has_ended_is_told_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its words and its end are found in one turn of the event loop, and it was no keeper to be replaced."""
+    weaken(REFUSED, monkeypatch, tmp_path)
+    send = KeeperProcess.send
+
+    def send_and_wait_for_its_end(keeper: KeeperProcess, *message: object) -> None:
+        send(keeper, *message)
+        os.waitid(os.P_PID, keeper.pid, os.WEXITED | os.WNOWAIT)
+
+    monkeypatch.setattr(KeeperProcess, "send", send_and_wait_for_its_end)
+    with (
+        structlog.testing.capture_logs() as logged,
+        pytest.raises(SandboxUnavailable, match="walls are sold out; to fix it: come back"),
+    ):
+        await LocalSandbox(tmp_path / "data").open()
+    assert logged == []

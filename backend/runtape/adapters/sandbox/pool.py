@@ -385,9 +385,9 @@ class BoxPool:
             self._fill_in(_RETRY_DELAY_S)
 
     def _on_lost(self) -> None:
-        if self._opened is not None and not self._opened.done():  # whoever starts it deals with it
-            self._opened.set_exception(SandboxUnavailable("the sandbox's keeper ended while it started"))
-            return
+        self._settle_opening(SandboxUnavailable("the sandbox's keeper ended while it started"))
+        if self._opened is not None and (self._opened.cancelled() or self._opened.exception() is not None):
+            return  # it has never served; whoever starts it deals with it
         keeper, self._keeper = self._keeper, None
         if self._closed or keeper is None:
             return
