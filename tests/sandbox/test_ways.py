@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 from contextlib import suppress
 from dataclasses import replace
@@ -117,3 +118,30 @@ async def test_refusal_of_a_keeper_that_has_ended_is_told_as_such(
     ):
         await LocalSandbox(tmp_path / "data").open()
     assert logged == []
+
+
+@pytest.mark.needs("root")
+@pytest.mark.parametrize("boxes_per_slot", [1, 1000])
+async def test_slot_is_replaced_after_so_many_boxes(tmp_path: Path, boxes_per_slot: int) -> None:
+    async with LocalSandbox(tmp_path, armed_boxes=1, warm=False, boxes_per_slot=boxes_per_slot) as sandbox:
+        seen: set[str] = set()
+        for _ in range(5):
+            key = await start(sandbox, "print('up', flush=True); import time; time.sleep(60)")
+            await until_printed(sandbox, key, b"up")
+            seen |= {slot for pid in descendants(os.getpid()) if b"main.py" in words(pid) for slot in slots_of(pid)}
+            await sandbox.kill(key)
+            await sandbox.remove(key)
+        # The next box is made while a program runs, so two slots take turns.
+        assert len(seen) == (5 if boxes_per_slot == 1 else 2)
+
+
+def words(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def slots_of(pid: int) -> set[str]:
+    """Return the names of the slots whose cgroup a process is in."""
+    return set(re.findall(r"slot-\d+", Path(f"/proc/{pid}/cgroup").read_text()))

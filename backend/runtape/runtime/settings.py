@@ -86,6 +86,11 @@ class SandboxSettings(_Section):
     """The local sandbox."""
 
     armed: int = Field(default=2 * _CORES, ge=1, le=256, description="boxes kept ready for the next programs")
+    boxes_per_slot: int = Field(
+        default=1000,
+        ge=1,
+        description="runs that share a network namespace, a host uid and a cgroup, one after another; 1: none do",
+    )
     runtime_class: Literal["linux", "gvisor"] = Field(
         default="linux", description="whose kernel programs run on: this host's, or gVisor's (slower; needs runsc)"
     )

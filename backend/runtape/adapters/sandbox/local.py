@@ -48,7 +48,7 @@ from . import gvisor, native
 from .builds import Builds
 from .compiled_pod import CompiledPod
 from .keeper import wire
-from .order import make_opening, make_order, make_trial_order, null_byte_in, started, warmable
+from .order import BOXES_PER_SLOT, make_opening, make_order, make_trial_order, null_byte_in, started, warmable
 from .pod import CANCELLED, Pod
 from .pool import BoxPool, InterpreterLost
 from .runtimes import InstalledRuntime, detect
@@ -67,6 +67,7 @@ class LocalSandbox:
         data_dir: Path,
         *,
         armed_boxes: int | None = None,
+        boxes_per_slot: int = BOXES_PER_SLOT,
         own_kernel: bool = False,
         native: bool = True,
         warm: bool = True,
@@ -77,14 +78,16 @@ class LocalSandbox:
         """Prepare, without touching anything yet.
 
         `data_dir` holds the lock file and names this installation.  `armed_boxes` is the number kept in stock, by
-        default two per processor.  With `own_kernel` programs run on gVisor's kernel (`gvisor.py`), which takes ten
-        times as long.  Boxes are armed for `default_limits`: a run with other `disk_mb` or `inodes` waits some
-        milliseconds for one made to order.  Without `native`, or a C compiler, the keeper makes boxes itself: slower,
-        no less tight.  Without `warm` every program starts an interpreter of its own, which then has its own address
-        layout and hash seed.  `lock_timeout_s` is how long to wait for the programs of an earlier service on this data
-        folder to be dead.  `builds_bytes` bounds the compiled programs that are kept in `data_dir` for the next run of
-        the same source.
+        default two per processor.  What runs share one after another (user and network namespace, host uid, cgroup) is
+        made anew after `boxes_per_slot`; with 1 no two share it.  With `own_kernel` programs run on gVisor's kernel
+        (`gvisor.py`), which takes ten times as long.  Boxes are armed for `default_limits`: a run with other `disk_mb`
+        or `inodes` waits some milliseconds for one made to order.  Without `native`, or a C compiler, the keeper makes
+        boxes itself: slower, no less tight.  Without `warm` every program starts an interpreter of its own, which then
+        has its own address layout and hash seed.  `lock_timeout_s` is how long to wait for the programs of an earlier
+        service on this data folder to be dead.  `builds_bytes` bounds the compiled programs that are kept in `data_dir`
+        for the next run of the same source.
         """
+        self._boxes_per_slot = boxes_per_slot
         self._own_kernel = own_kernel
         self._runsc = ""
         self._native = native
@@ -130,6 +133,7 @@ class LocalSandbox:
             programs=programs,
             warm=self._warm,
             own_kernel=self._own_kernel,
+            boxes_per_slot=self._boxes_per_slot,
         )
         newest = opening.zygotes[0][0] if opening.zygotes else ""
         pool = BoxPool(

@@ -21,6 +21,8 @@ _COMPILE: Final = f'"$@" >&2 && exec cat {PROGRAM}'
 _PROGRAM_FILE: Final = f".tmp{PROGRAM.removeprefix('/tmp')}"
 """`PROGRAM` below the work directory, of which /tmp shows a part; no uploaded file has such a path."""
 
+BOXES_PER_SLOT: Final = 1000
+
 
 class Ours(NamedTuple):
     """What is in a box, or on its account, that is not the program's."""
@@ -67,6 +69,7 @@ def make_opening(
     programs: Path | None = None,
     warm: bool = False,
     own_kernel: bool = False,
+    boxes_per_slot: int = BOXES_PER_SLOT,
 ) -> wire.Opening:
     """Return what a keeper needs to know: boxes are armed for `limits`, and made by `programs` if there are any.
 
@@ -86,6 +89,7 @@ def make_opening(
         memory_bytes=memory_bytes,
         processes=processes,
         own_kernel=own_kernel,
+        boxes_per_slot=boxes_per_slot,
     )
 
 

@@ -19,6 +19,7 @@ class LocalSandboxProvider(Provider):
         sandbox = LocalSandbox(
             settings.data,
             armed_boxes=settings.sandbox.armed,
+            boxes_per_slot=settings.sandbox.boxes_per_slot,
             own_kernel=settings.sandbox.runtime_class == "gvisor",
             default_limits=settings.limits.limits(),
         )

@@ -6,9 +6,9 @@ may be told to arm a box before it lives.  Each slot has its own socket, on whic
 it is dead; one whose socket ends has died.  A zygote says nothing; it has died when its socket ends.
 
 A slot serves one interpreter (a zygote, or one that is parked in each box), or none, for its whole life: a zygote that
-is replaced takes its slots with it as they fall idle.  Slots and zygotes are replaced after a number of boxes, so that
-nothing builds up in namespaces or cgroups, and the address layout that all runners of a zygote share does not stay for
-good.
+is replaced takes its slots with it as they fall idle.  Slots and zygotes are replaced after a number of boxes or an
+hour, so that nothing builds up in namespaces or cgroups, and the address layout that all runners of a zygote share does
+not stay for good.
 """
 
 import fcntl
@@ -27,9 +27,9 @@ from . import linux, rootfs, wire
 from .box import FIXED_LIMITS, Box, within
 from .cgroups import Group, Hierarchy
 
-_BOXES_OF_A_SLOT: Final = 1000
 _BOXES_OF_A_ZYGOTE: Final = 10_000
-_LIFE_OF_A_ZYGOTE_S: Final = 3600.0
+_LIFE_S: Final = 3600.0
+"""After which a slot or zygote is replaced when it falls idle."""
 _MAKING_TIMEOUT_S: Final = 10.0
 
 _NAMESPACES: Final = (
@@ -123,7 +123,7 @@ class _Zygote:
 
     def worn_out(self) -> bool:
         """Whether another is to take its place."""
-        return self.boxes >= _BOXES_OF_A_ZYGOTE or time.monotonic() >= self.born_s + _LIFE_OF_A_ZYGOTE_S
+        return self.boxes >= _BOXES_OF_A_ZYGOTE or time.monotonic() >= self.born_s + _LIFE_S
 
 
 @dataclass(slots=True, eq=False)
@@ -135,6 +135,7 @@ class _Slot:
     zygote: _Zygote | None
     uid: int
     group: Group | None
+    born_s: float
     boxes: int = 0
     shape: wire.Shape | None = None
     """Of the box in the making."""
@@ -161,6 +162,8 @@ class SlotMaker:
     processes: int
     own_kernel: bool
     """Whether programs run on a kernel of their own."""
+    boxes_per_slot: int
+    """After which a slot is replaced; with 1 no two programs share anything that a slot pools."""
     listen: Callable[[int, Callable[[], None]], None]
     """Have a function called whenever a descriptor can be read."""
     forget: Callable[[int], None]
@@ -244,7 +247,7 @@ class SlotMaker:
             theirs.close()
         if group is not None:
             group.close_files()
-        slot = _Slot(ours, name, zygote, uid, group)
+        slot = _Slot(ours, name, zygote, uid, group, time.monotonic())
         self._slots.add(slot)
         self.listen(ours.fileno(), lambda: self._hear(slot))
         return slot
@@ -321,7 +324,8 @@ class SlotMaker:
             if slot.group is not None:
                 box.cpu_ns, box.peak_memory_bytes = (user_ns, system_ns), peak_bytes
             self.on_dead(box, status)
-        if slot.boxes >= _BOXES_OF_A_SLOT or (slot.zygote is not None and slot.zygote.lost):
+        worn_out = slot.boxes >= self.boxes_per_slot or time.monotonic() >= slot.born_s + _LIFE_S
+        if worn_out or (slot.zygote is not None and slot.zygote.lost):
             self._dismiss(slot)
         else:
             self._idle[slot.interpreter].append(slot)

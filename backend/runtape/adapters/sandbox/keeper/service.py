@@ -130,6 +130,7 @@ class Keeper:
                     parked=parked,
                     uids=uids[1] if uids else 1,
                     own_kernel=opening.own_kernel,
+                    boxes_per_slot=opening.boxes_per_slot,
                     **common,
                 )
         if not native and opening.own_kernel:

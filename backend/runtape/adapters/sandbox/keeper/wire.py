@@ -69,6 +69,8 @@ class Opening(NamedTuple):
     """Limits of the cgroup that a box is armed with; its order may name others.  `processes` counts ours too."""
     own_kernel: bool
     """Whether what is exec'd in boxes is a monitor that gives programs a kernel of their own."""
+    boxes_per_slot: int
+    """How many boxes a slot makes before another takes its place."""
 
 
 class Opened(NamedTuple):
