@@ -26,6 +26,7 @@ WHOLE: dict[str, Any] = {
     "limits": {"wall_s": 1, "cpu_s": 0.5, "memory_mb": 64, "output_bytes": 9, "processes": 3},
     "priority": "high",
     "on_interrupt": "fail",
+    "timeline": True,
 }
 LEAST = {"script": "", "lang": "python"}
 
@@ -53,6 +54,7 @@ def test_everything_that_can_be_asked_for_is_decoded() -> None:
         limits={"wall_s": 1, "cpu_s": 0.5, "memory_mb": 64, "output_bytes": 9, "processes": 3},
         priority=Priority.HIGH,
         on_interrupt=OnInterrupt.FAIL,
+        timeline=True,
         idempotency_key="key",
         body_sha256=hashlib.sha256(data).hexdigest(),
     )
@@ -63,6 +65,7 @@ def test_the_least_is_a_script_and_a_language() -> None:
     assert (submission.lang_version, submission.stdin, submission.files) == (None, b"", ())
     assert not any(submission.limits.values())
     assert (submission.priority, submission.on_interrupt) == (Priority.NORMAL, OnInterrupt.RESTART)
+    assert not submission.timeline
 
 
 def test_limits_that_are_left_out_or_null_are_the_defaults() -> None:
@@ -125,6 +128,7 @@ FIELDS: list[tuple[bytes, str | None]] = [
     (b'{"script": "", "lang": "p", "limits": {"memory_mb": ' + b"9" * 5000 + b"}}", "limits.memory_mb"),
     (body(priority="urgent"), "priority"),
     (body(on_interrupt="panic"), "on_interrupt"),
+    (body(timeline="yes"), "timeline"),
 ]
 
 

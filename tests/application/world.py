@@ -59,6 +59,7 @@ def a_submission(script: str = "print(1)", **changes: Any) -> Submission:
         files=(),
         limits={},
         priority=Priority.NORMAL,
+        timeline=False,
         on_interrupt=OnInterrupt.RESTART,
         idempotency_key=None,
         body_sha256="body",

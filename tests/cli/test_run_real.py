@@ -123,6 +123,16 @@ def test_json_is_the_result(shared: Path, tmp_path: Path) -> None:
     assert done.stderr == b""
 
 
+def test_timeline_is_shown_as_bars_or_told_as_points(shared: Path, tmp_path: Path) -> None:
+    spin = script(tmp_path, "import time\nwhile time.process_time() < 0.3:\n    pass")
+    done = runtape("run", spin, "--timeline", "--data", shared)
+    assert re.search(r"memory \|[ ▁-█]+\| up to .+\n.*CPU    \|[ ▁-█]+\| up to .+ processors", done.stderr.decode())
+    points = json.loads(runtape("run", spin, "--timeline", "--json", "--data", shared).stdout)["timeline"]
+    assert len(points) >= 2
+    assert points[-1]["cpu_ns"] >= 250_000_000
+    assert json.loads(runtape("run", spin, "--json", "--data", shared).stdout)["timeline"] is None
+
+
 def test_tape_prints_a_past_run_with_its_timing(shared: Path, tmp_path: Path) -> None:
     text = "import sys, time; print('a', flush=True); time.sleep(.2); print('b', file=sys.stderr); sys.exit(3)"
     ran = runtape("run", script(tmp_path, text), "--data", shared)

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from enum import Enum, auto
+from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar
 
@@ -60,7 +61,14 @@ class PodRuntimeContract(ABC):
         async with self.make(tmp_path) as pods:
             yield pods
 
-    def spec(self, kind: Program, execution: str = "e1", limits: Limits | None = None, stdin: bytes = b"") -> PodSpec:
+    def spec(
+        self,
+        kind: Program,
+        execution: str = "e1",
+        limits: Limits | None = None,
+        stdin: bytes = b"",
+        timeline: bool = False,
+    ) -> PodSpec:
         lang, version, script = self.program(kind)
         source = Source(script=script, stdin=stdin)
         return PodSpec(
@@ -69,6 +77,7 @@ class PodRuntimeContract(ABC):
             lang_version=version,
             source=source,
             limits=limits or Limits(),
+            timeline=timeline,
         )
 
     async def run(self, pods: PodRuntime, kind: Program, **spec: object) -> tuple[list[Record], PodEnded]:
@@ -122,6 +131,28 @@ class PodRuntimeContract(ABC):
         assert records == []
         assert ended.last_seq == 0
         assert ended.outcome == Outcome(kind=OutcomeKind.EXITED, exit_code=3)
+
+    @pytest.mark.parametrize("kind", [Program.HELLO, Program.FAIL, Program.KILL_ITSELF])
+    async def test_timeline_ends_with_the_totals_and_is_there_when_asked_for(
+        self, pods: PodRuntime, kind: Program
+    ) -> None:
+        _, ended = await self.run(pods, kind, timeline=True)
+        assert ended.timeline
+        assert ended.timeline[-1].t_ns == ended.usage.wall_ns
+        assert ended.timeline[-1].cpu_ns == ended.usage.cpu_user_ns + ended.usage.cpu_system_ns
+        _, ended = await self.run(pods, kind, execution="e2")
+        assert ended.timeline is None
+
+    async def test_timeline_of_a_long_run_has_points_from_its_start_on(self, pods: PodRuntime) -> None:
+        limits = Limits(wall_s=1.0, cpu_s=20.0)
+        _, ended = await self.run(pods, Program.SPIN, limits=limits, timeline=True)
+        assert ended.timeline is not None and 3 <= len(ended.timeline) <= 12
+        assert ended.timeline[0].t_ns < 400_000_000
+        for before, after in pairwise(ended.timeline):
+            assert before.t_ns < after.t_ns
+            assert before.cpu_ns <= after.cpu_ns
+        assert ended.timeline[-2].cpu_ns > 100_000_000
+        assert all(1 << 10 < point.memory_bytes < 64 << 20 for point in ended.timeline)
 
     async def test_death_by_signal_is_told(self, pods: PodRuntime) -> None:
         _, ended = await self.run(pods, Program.KILL_ITSELF)

@@ -20,7 +20,7 @@ from runtape.domain.events import (
     StoredResult,
 )
 from runtape.domain.execution import ADMISSION_DUE, LEASE_GRACE, RESULT_DUE, Execution, OnInterrupt, evolve, evolve_all
-from runtape.domain.outcome import Outcome, OutcomeKind, Status, Usage
+from runtape.domain.outcome import Outcome, OutcomeKind, Status, TimelinePoint, Usage
 from tests.builders import EXITED, LEASE_TTL, LOST, OWNER, an_execution, ended, requested, started
 from tests.clocks import START
 
@@ -82,6 +82,14 @@ def test_each_kind_of_outcome_has_its_event_and_status(
     assert type(told) is event
     assert (execution.status, execution.last_seq, execution.usage) == (status, 4, Usage(wall_ns=7))
     assert (execution.lease, execution.due_at) == (None, LATER + RESULT_DUE)
+
+
+def test_timeline_of_the_end_is_kept_and_that_of_a_lost_attempt_is_not() -> None:
+    points = (TimelinePoint(1, 2, 3), TimelinePoint(4, 5, 6))
+    (told,) = executions.finish(started(), 1, EXITED, Usage(), 4, LATER, points)
+    assert evolve(started(), told).timeline == points
+    (lost,) = executions.finish(started(), 1, LOST, Usage(), 4, LATER, points)
+    assert evolve(started(), lost).timeline is None
 
 
 @pytest.mark.parametrize(("make", "attempt"), [(requested, 0), (requested, 1), (started, 2), (ended, 1), (stored, 1)])

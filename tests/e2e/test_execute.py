@@ -95,6 +95,18 @@ async def test_usage_is_that_of_the_program(real: Client) -> None:
     assert usage["output_bytes"] == 0
 
 
+async def test_timeline_is_told_when_asked_for_and_stays_with_the_result(real: Client) -> None:
+    result = await real.run("import time\nwhile time.process_time() < 0.3:\n    pass", timeline=True)
+    points, usage = result["timeline"], result["usage"]
+    assert len(points) >= 2
+    last = {"t_ns": usage["wall_ns"], "cpu_ns": usage["cpu_user_ns"] + usage["cpu_system_ns"]}
+    assert last.items() <= points[-1].items()
+    assert points[0]["memory_bytes"] > 0
+    stored = (await real.get(f"/executions/{result['execution_id']}/result")).json()
+    assert stored["timeline"] == points
+    assert (await real.run("print(1)"))["timeline"] is None
+
+
 async def test_acceptance_is_answered_at_once(client: Client) -> None:
     answer = await client.post("/execute", json={"script": "wait forever-accepted", "lang": "python"})
     assert answer.status_code == 200

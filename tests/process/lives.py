@@ -315,6 +315,7 @@ def a_submission(script: str, key: str, **changes: Any) -> Submission:
         "limits": {},
         "priority": Priority.NORMAL,
         "on_interrupt": OnInterrupt.RESTART,
+        "timeline": False,
         "idempotency_key": key,
         "body_sha256": f"digest of {key}",
     }

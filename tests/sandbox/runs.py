@@ -72,6 +72,7 @@ async def start(
     env: dict[str, str] | None = None,
     files: dict[str, bytes] | None = None,
     lease_s: float = 60.0,
+    timeline: bool = False,
 ) -> PodKey:
     """Start a script and return its key."""
     key = PodKey(ExecutionId(f"run-{next(_numbers)}"), 1)
@@ -87,6 +88,7 @@ async def start(
             files=tuple(SourceFile(path, content) for path, content in (files or {}).items()),
         ),
         limits=limits or Limits(),
+        timeline=timeline,
     )
     await sandbox.start(spec, 1, datetime.now(UTC) + timedelta(seconds=lease_s))
     return key

@@ -96,6 +96,14 @@ class UsageAnswer(Answer):
     output_bytes: int
 
 
+class TimelinePointAnswer(Answer):
+    """What the run held at one moment, counted from its start, and the CPU time that it had used until then."""
+
+    t_ns: int
+    memory_bytes: int
+    cpu_ns: int
+
+
 class ExecutionAnswer(Answer):
     """An execution without its source and output."""
 
@@ -172,6 +180,7 @@ class ResultAnswer(Answer):
             "stdout_sha256": "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03",
             "stderr_sha256": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
             "usage": _USAGE,
+            "timeline": [{"t_ns": 11300000, "memory_bytes": 6029312, "cpu_ns": 9500000}],
             "artifacts": [],
             **_TIMES,
         }
@@ -194,6 +203,9 @@ class ResultAnswer(Answer):
     stdout_sha256: str | None
     stderr_sha256: str | None
     usage: UsageAnswer | None
+    timeline: list[TimelinePointAnswer] | None = Field(
+        description="At most 200 points, the last at the end of the run; null unless the request asked for it."
+    )
     artifacts: list[str]
     created_at: datetime
     started_at: datetime | None

@@ -40,7 +40,7 @@ class RequestedFile(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class ExecuteRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """A script to run; `lang_version` is the newest one unless it is given."""
+    """A script to run; `lang_version` is the newest one unless it is given, `timeline` asks for usage over time."""
 
     script: str
     lang: str
@@ -53,6 +53,7 @@ class ExecuteRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw
     limits: RequestedLimits = RequestedLimits()
     priority: Priority = Priority.NORMAL
     on_interrupt: OnInterrupt = OnInterrupt.RESTART
+    timeline: bool = False
 
 
 _decode = msgspec.json.Decoder(ExecuteRequest).decode
@@ -86,6 +87,7 @@ def decode_execute(body: bytes, idempotency_key: str | None) -> Submission:
         else {name: getattr(limits, name) for name in limits.__struct_fields__},
         priority=request.priority,
         on_interrupt=request.on_interrupt,
+        timeline=request.timeline,
         idempotency_key=idempotency_key,
         body_sha256=hashlib.sha256(body).hexdigest() if idempotency_key is not None else "",
     )

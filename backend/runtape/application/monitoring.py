@@ -52,7 +52,13 @@ class PodMonitor:
             if execution is None:
                 return NOTHING
             events = executions.finish(
-                execution, ended.key.attempt, ended.outcome, ended.usage, ended.last_seq, self._clock.now()
+                execution,
+                ended.key.attempt,
+                ended.outcome,
+                ended.usage,
+                ended.last_seq,
+                self._clock.now(),
+                ended.timeline,
             )
             return Step(changes=(execution_change(execution, events),)) if events else NOTHING
 

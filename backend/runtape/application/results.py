@@ -6,7 +6,7 @@ import msgspec
 
 from runtape.domain.execution import Execution
 from runtape.domain.ids import ExecutionId
-from runtape.domain.outcome import Outcome, Status, Usage
+from runtape.domain.outcome import Outcome, Status, TimelinePoint, Usage
 from runtape.domain.tape import Stream
 from runtape.ports.pod_runtime import PodKey
 from runtape.ports.stores import HEAD_BYTES, TapeStore, TapeSummary
@@ -35,6 +35,7 @@ class Result(msgspec.Struct, kw_only=True):
     stdout_sha256: str | None
     stderr_sha256: str | None
     usage: Usage | None
+    timeline: tuple[TimelinePoint, ...] | None
     artifacts: list[str]
     created_at: datetime
     started_at: datetime | None
@@ -87,6 +88,7 @@ def result_of(execution: Execution, summary: TapeSummary) -> Result:
         stdout_sha256=stored.stdout_sha256 if stored else None,
         stderr_sha256=stored.stderr_sha256 if stored else None,
         usage=execution.usage,
+        timeline=execution.timeline,
         artifacts=[],
         created_at=execution.created_at,
         started_at=execution.started_at,

@@ -157,6 +157,7 @@ class Worker:
                 lang_version=execution.spec.lang_version,
                 source=await self._library.load(execution.source),
                 limits=execution.spec.limits,
+                timeline=execution.spec.timeline,
             )
             await self._pods.start(spec, execution.attempt, lease.expires_at)
 

@@ -58,6 +58,7 @@ class Submission:
     limits: Mapping[str, float | int | None]
     priority: Priority
     on_interrupt: OnInterrupt
+    timeline: bool
     idempotency_key: str | None
     body_sha256: str
 
@@ -214,6 +215,7 @@ class Submissions:
             limits=self._limits.resolve(submission.limits),
             priority=submission.priority,
             on_interrupt=submission.on_interrupt,
+            timeline=submission.timeline,
         )
         source = Source(
             script=submission.script,

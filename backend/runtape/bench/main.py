@@ -15,6 +15,7 @@ from runtape.bench.bare import Bare
 from runtape.bench.errors import BenchError
 from runtape.bench.load import LoadGenerator
 from runtape.bench.procfs import load_average, machine
+from runtape.bench.soak import main as soak
 
 WRONG = 1
 
@@ -24,6 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] == ["sandbox"]:
         return sandbox.main(arguments[1:])
+    if arguments[:1] == ["soak"]:
+        return soak.main(arguments[1:])
     options = _parser().parse_args(arguments)
     chosen = plan.make(
         null=options.null_sandbox, quick=options.quick, runs=options.runs, slow_fsync_ms=options.slow_fsync
@@ -50,7 +53,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="runtape bench",
         description="Measure the service on this machine beside the bare interpreter, with servers of its own.",
-        epilog="`runtape bench sandbox` measures the sandbox alone; it has options of its own.",
+        epilog="`runtape bench sandbox` measures the sandbox alone, `runtape bench soak` runs good and hostile"
+        " programs for long; they have options of their own.",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     parser.add_argument(

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import count
@@ -23,6 +24,7 @@ from runtape.adapters.sandbox import LocalSandbox
 from runtape.adapters.sandbox.runtimes import InstalledRuntime, detect
 from runtape.bench.errors import BenchError, WrongAnswer
 from runtape.bench.figures import percentile, rounded
+from runtape.bench.peers import GET_BUBBLEWRAP, GET_GO_JUDGE, GoJudge, bubblewrap
 from runtape.bench.procfs import descendants, load_average, machine, proportional_bytes
 from runtape.domain.ids import ExecutionId
 from runtape.domain.limits import Limits
@@ -56,10 +58,13 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     parser.add_argument("--rounds", type=int, default=10, metavar="N", help="rounds of all contenders (10)")
+    parser.add_argument(
+        "--go-judge", default=shutil.which("go-judge"), metavar="PATH", help="go-judge, when it is not on PATH"
+    )
     options = parser.parse_args(arguments)
     folder = Path(tempfile.mkdtemp(prefix="runtape-bench-"))
     try:
-        found = asyncio.run(_measure(folder, max(options.rounds, 1)))
+        found = asyncio.run(_measure(folder, max(options.rounds, 1), options.go_judge))
     except BenchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -69,20 +74,25 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-async def _measure(folder: Path, rounds: int) -> dict[str, object]:
+async def _measure(folder: Path, rounds: int, go_judge: str | None) -> dict[str, object]:
     installed = {each.runtime.lang: each for each in reversed((await asyncio.to_thread(detect))[0])}
     python = installed.get("python")
     if python is None:
         raise BenchError("no Python that the sandbox could run; install python3")
     facts, load_before = machine(folder), load_average()
     begun_s = time.perf_counter()
-    async with LocalSandbox(folder) as sandbox:
+    async with LocalSandbox(folder) as sandbox, AsyncExitStack() as stack:
         opened_s = time.perf_counter() - begun_s
         await sandbox.warmed(python.runtime.lang, python.runtime.version)
         warm_s = time.perf_counter() - begun_s
         await asyncio.sleep(_SETTLE_S)
         memory = _memory()
-        contenders = _contenders(sandbox, python, installed.get("node"))
+        judge = None
+        if go_judge is not None:
+            judge = GoJudge(go_judge, python, folder / "go-judge", _AT_ONCE)
+            stack.callback(judge.stop)
+            await asyncio.to_thread(judge.start)
+        contenders = _contenders(sandbox, python, installed.get("node"), judge)
         for number in range(rounds):
             for each in contenders if number % 2 else reversed(contenders):
                 each.latencies_s.append([await _time(each) for _ in range(each.per_round)])
@@ -97,35 +107,32 @@ async def _measure(folder: Path, rounds: int) -> dict[str, object]:
         "first_forked_box_ms": rounded(warm_s * 1e3),
         "memory": memory,
         "contenders": {each.name: _figures(each, contenders) for each in contenders},
-        "not_here": [] if shutil.which("bwrap") else ["bubblewrap: apt install bubblewrap"],
+        "not_here": [
+            how for how, found in ((GET_BUBBLEWRAP, bubblewrap(python)), (GET_GO_JUDGE, go_judge)) if found is None
+        ],
     }
 
 
-def _contenders(sandbox: LocalSandbox, python: InstalledRuntime, node: InstalledRuntime | None) -> list[_Contender]:
+def _contenders(
+    sandbox: LocalSandbox, python: InstalledRuntime, node: InstalledRuntime | None, judge: GoJudge | None
+) -> list[_Contender]:
     command = [python.binary, "-I", "-S", "-c", "print(1)"]
     found = [
         _Contender("bare python", lambda: _exec(command)),
         _Contender("armed", lambda: _run(sandbox, python, "print(1)"), idle_s=_IDLE_S),
         _Contender("back to back", lambda: _run(sandbox, python, "print(1)")),
     ]
-    if bwrap := shutil.which("bwrap"):
-        confined = [bwrap, *_bubblewrap(python), *command]
+    if (wrapper := bubblewrap(python)) is not None:
+        confined = [*wrapper, *command]
         found.append(_Contender("bubblewrap", lambda: _exec(confined), per_round=10))
+    if judge is not None:
+        found.append(_Contender("go-judge", lambda: judge.run(command), per_round=10))
     if node is not None:
         script = [node.binary, "-e", "console.log(1)"]
         bare = _Contender("bare node", lambda: _exec(script), yardstick="bare node", per_round=5)
         ours = _Contender("node", lambda: _run(sandbox, node, "console.log(1)"), _IDLE_S, "bare node", 5)
         found += [bare, ours]
     return found
-
-
-def _bubblewrap(python: InstalledRuntime) -> list[str]:
-    """Return its options for the same isolation as far as it goes: no limits, no accounting."""
-    shown = [path for path in ("/usr", "/lib", "/lib64", "/bin", python.prefix) if os.path.exists(path)]
-    binds = [word for path in dict.fromkeys(shown) for word in ("--ro-bind", path, path)]
-    return [*binds, "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp",  # noqa: S108 - inside
-            "--unshare-all", "--die-with-parent",
-            "--uid", "1000", "--gid", "1000", "--cap-drop", "ALL", "--clearenv"]  # fmt: skip
 
 
 _numbers = count()

@@ -19,6 +19,7 @@ from runtape.cli.server import Locator
 from runtape.cli.stream import Backoff, Lifecycle, Loss, Output, Position, follow, open_existing, stream_or_refusal
 from runtape.cli.summary import summary
 from runtape.cli.terminal import StdoutClosed, Terminal, print_text, read_stdin
+from runtape.cli.timeline import chart
 
 CANCEL_TRIES = 5
 PASSING = frozenset({429, 500, 502, 503, 504})
@@ -39,6 +40,7 @@ def run(
     arg: WithHyphen = None,
     env: Repeated = None,
     stdin: bool | None = None,
+    timeline: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     as_json: Annotated[bool, Parameter(name="--json", negative=(), show_default=False)] = False,
     quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], negative=(), show_default=False)] = False,
     server: str | None = None,
@@ -61,6 +63,7 @@ def run(
         arg: One argument for the script, before the others; may be repeated.
         env: An environment variable as NAME=VALUE; may be repeated.
         stdin: Pass standard input on; by default when it is not a terminal.
+        timeline: Show memory and CPU over the time of the run; the points are in the result that --json prints.
         as_json: Print nothing but the result, as one JSON object.
         quiet: Leave out the last line about the run.
         server: The server's address; also RUNTAPE_SERVER.  Without one, a server on this machine is used or started.
@@ -84,6 +87,7 @@ def run(
             files=file or (),
             timeout_s=timeout,
             memory_mb=memory,
+            timeline=timeline,
         )
         result = execute(body, locator, terminal, show=not as_json)
     except Interrupted as stopped:
@@ -98,8 +102,11 @@ def run(
         return OURS
     if as_json:
         print_text(json.dumps(result))
-    elif not quiet:
-        terminal.say(summary(result))
+    else:
+        if timeline:
+            terminal.say(chart(result.get("timeline") or ()))
+        if not quiet:
+            terminal.say(summary(result))
     return exit_code(result.get("outcome"))
 
 

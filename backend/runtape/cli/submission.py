@@ -115,6 +115,7 @@ def request_body(
     files: Sequence[str] = (),
     timeout_s: float | None = None,
     memory_mb: int | None = None,
+    timeline: bool = False,
 ) -> dict[str, Any]:
     """Return the request; what was not asked for is left to the server's defaults.  Raises: CliError."""
     if len(stdin) > BODY_BYTES:
@@ -125,6 +126,7 @@ def request_body(
         "args": list(args),
         "env": environment(env),
         "files": attachments(files),
+        "timeline": timeline,
         "limits": {name: value for name, value in limits.items() if value is not None},
         **(_content("stdin", stdin) if stdin else {}),
     }

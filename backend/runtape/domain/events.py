@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import ClassVar
 
 from runtape.domain.ids import EventId, ExecutionId, ProjectId
-from runtape.domain.outcome import Outcome, Status, Usage
+from runtape.domain.outcome import Outcome, Status, TimelinePoint, Usage
 
 EXECUTION_EVENTS = "execution.events.v1"
 POD_COMMANDS = "pod.commands.v1"
@@ -142,12 +142,14 @@ class ExecutionCancelRequested(ExecutionEvent):
 class ExecutionEnded(ExecutionEvent):
     """The one terminal event of an execution; its subclasses differ in their type alone.
 
-    ``last_seq`` is the last record of `attempt`: the tape is complete when it holds all up to there.
+    ``last_seq`` is the last record of `attempt`: the tape is complete when it holds all up to there.  ``timeline`` is
+    there when the request asked for it.
     """
 
     outcome: Outcome
     usage: Usage
     last_seq: int
+    timeline: tuple[TimelinePoint, ...] | None = None
 
     @property
     def status(self) -> Status:

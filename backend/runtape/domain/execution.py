@@ -33,7 +33,7 @@ from runtape.domain.events import (
 )
 from runtape.domain.ids import EventId, ExecutionId, ProjectId, UserId
 from runtape.domain.limits import Limits
-from runtape.domain.outcome import Outcome, OutcomeKind, Status, Usage
+from runtape.domain.outcome import Outcome, OutcomeKind, Status, TimelinePoint, Usage
 from runtape.domain.source import Source
 
 MAX_ATTEMPTS = 3
@@ -74,6 +74,8 @@ class Spec:
     limits: Limits
     priority: Priority = Priority.NORMAL
     on_interrupt: OnInterrupt = OnInterrupt.RESTART
+    timeline: bool = False
+    """Whether memory and CPU time are to be told over time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +125,7 @@ class Execution:
     outcome: Outcome | None = None
     usage: Usage | None = None
     last_seq: int = 0
+    timeline: tuple[TimelinePoint, ...] | None = None
     result: StoredResult | None = None
     due_at: datetime | None = None
     history: tuple[Lifecycle, ...] = ()
@@ -168,7 +171,13 @@ def start(execution: Execution, attempt: int, owner: str, at: datetime, lease_tt
 
 
 def finish(
-    execution: Execution, attempt: int, outcome: Outcome, usage: Usage, last_seq: int, at: datetime
+    execution: Execution,
+    attempt: int,
+    outcome: Outcome,
+    usage: Usage,
+    last_seq: int,
+    at: datetime,
+    timeline: tuple[TimelinePoint, ...] | None = None,
 ) -> list[ExecutionEvent]:
     """End `attempt` with `outcome`; the first end of the live attempt wins, every other is out of date.
 
@@ -188,7 +197,7 @@ def finish(
                 last_seq=last_seq,
             )
         ]
-    return [_ended(execution, outcome, usage, last_seq, at)]
+    return [_ended(execution, outcome, usage, last_seq, at, timeline)]
 
 
 def interrupt(execution: Execution, attempt: int, reason: str, last_seq: int, at: datetime) -> list[ExecutionEvent]:
@@ -260,7 +269,14 @@ def _may_restart(execution: Execution) -> bool:
     return execution.spec.on_interrupt is OnInterrupt.RESTART and execution.attempt < MAX_ATTEMPTS
 
 
-def _ended(execution: Execution, outcome: Outcome, usage: Usage, last_seq: int, at: datetime) -> ExecutionEnded:
+def _ended(
+    execution: Execution,
+    outcome: Outcome,
+    usage: Usage,
+    last_seq: int,
+    at: datetime,
+    timeline: tuple[TimelinePoint, ...] | None = None,
+) -> ExecutionEnded:
     return ENDED_BY_STATUS[outcome.status](
         execution_id=execution.id,
         project_id=execution.project_id,
@@ -270,6 +286,7 @@ def _ended(execution: Execution, outcome: Outcome, usage: Usage, last_seq: int, 
         outcome=outcome,
         usage=usage,
         last_seq=last_seq,
+        timeline=timeline,
     )
 
 
@@ -320,6 +337,7 @@ def evolve(execution: Execution, event: ExecutionEvent) -> Execution:
                 outcome=event.outcome,
                 usage=event.usage,
                 last_seq=event.last_seq,
+                timeline=event.timeline,
                 finished_at=event.at,
                 due_at=event.at + RESULT_DUE,
             )

@@ -77,6 +77,19 @@ _STATUS = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class TimelinePoint:
+    """What an attempt held at one moment, and had used until then.
+
+    ``t_ns`` counts from the hand-over of the code, and ``cpu_ns`` is user and system time; neither falls from point to
+    point.
+    """
+
+    t_ns: int
+    memory_bytes: int
+    cpu_ns: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
     """What an attempt used: the whole process tree, from hand-over of the code to the end."""

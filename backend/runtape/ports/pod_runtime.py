@@ -7,7 +7,7 @@ from typing import Protocol
 
 from runtape.domain.ids import ExecutionId
 from runtape.domain.limits import Limits
-from runtape.domain.outcome import Outcome, Usage
+from runtape.domain.outcome import Outcome, TimelinePoint, Usage
 from runtape.domain.source import Source
 from runtape.domain.tape import Record
 
@@ -32,6 +32,8 @@ class PodSpec:
     lang_version: str
     source: Source
     limits: Limits
+    timeline: bool = False
+    """Whether the end is to tell memory and CPU time over time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,11 @@ class PodEnded:
     usage: Usage
     last_seq: int
     """``seq`` of the attempt's last record; 0 when it printed nothing."""
+    timeline: tuple[TimelinePoint, ...] | None = None
+    """1 to 200 points, evenly spaced but for the last, which is at the end and has the totals of `usage`.
+
+    None unless the spec asked for it; empty when no program was started.
+    """
 
 
 class PodRuntime(Protocol):

@@ -32,10 +32,12 @@ _OLDEST_PYTHON: Final = (3, 6)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
-    """A program with all that it is given."""
+    """A program with all that it is given: one that reports by `inside.py`, unless it has a `runtime` of its own."""
 
     script: str
     limits: Limits
+    runtime: tuple[str, str] | None = None
+    """Language and version of a program that is run as it stands."""
     args: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict[str, str])
     stdin: bytes = b""
@@ -103,6 +105,7 @@ class Running:
             await self._reading
         await self._runs.pods.remove(self.key)
         end = await self._runs.ended(self.key)
+        self._runs.forget(self.key)
         await self._reading
         return Ran(
             stdout=bytes(self._output[Stream.STDOUT]),
@@ -151,23 +154,30 @@ class Runs:
                 future.set_result(End(ended, time.monotonic(), boot_clock_s()))
 
     async def ended(self, key: PodKey) -> End:
-        """Return the end of a program that was started here."""
+        """Return the end of a program that was started here and is not removed."""
         return await asyncio.shield(self._ends[key])
+
+    def forget(self, key: PodKey) -> None:
+        """Keep nothing of a program that is removed."""
+        self._ends.pop(key, None)
 
     async def start(self, program: Program, *, twice: bool = False) -> Running:
         """Start a program in a box; `twice` asks a second time for the same attempt."""
         key = PodKey(ExecutionId(f"prove-{next(self._numbers)}"), 1)
         self._ends[key] = asyncio.get_running_loop().create_future()
-        files = {**program.files, "inside.py": _INSIDE}
+        script, files, env = program.script, program.files, program.env
+        if program.runtime is None:
+            script, files, env = script + _END, {**files, "inside.py": _INSIDE}, {**env, "PROVE_MARK": self._mark}
+        lang, version = program.runtime or ("python", self._version)
         spec = PodSpec(
             execution_id=key.execution_id,
-            lang="python",
-            lang_version=self._version,
+            lang=lang,
+            lang_version=version,
             source=Source(
-                script=program.script + _END,
+                script=script,
                 stdin=program.stdin,
                 args=program.args,
-                env=(*program.env.items(), ("PROVE_MARK", self._mark)),
+                env=tuple(env.items()),
                 files=tuple(SourceFile(path, content) for path, content in files.items()),
             ),
             limits=program.limits,

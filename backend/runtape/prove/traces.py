@@ -45,7 +45,7 @@ class Traces:
         """Remember what is there before the sandbox is opened."""
         self._data = data
         self.mark = f"runtape-prove-{os.getpid()}.mark"
-        self._family = frozenset(_family())
+        self._family = frozenset(family())
         self._descriptors = len(os.listdir("/proc/self/fd"))
         self._parents: frozenset[Path] = frozenset()
         self.group_version = ""
@@ -88,16 +88,16 @@ class Traces:
 
     def before(self) -> Before:
         """Return how things are now."""
-        return Before(self._groups(), _mounts(_family()), frozenset(os.listdir(self._data)))
+        return Before(self.groups(), mounts_of(family()), frozenset(os.listdir(self._data)))
 
     async def left(self, before: Before, rans: Iterable[Ran]) -> list[str]:
         """Return what is still there of programs that have ended."""
         ended = [(ran.namespace, ran.ended_s - 1 / _TICKS_PER_S) for ran in rans if ran.namespace]
-        found = await _that_stays(
+        found = await that_stays(
             lambda: [f"process {pid} ({_name(pid)})" for run in ended for pid in self.processes(*run)]
         )
-        found += await _that_stays(lambda: [f"the control group {path}" for path in self._empty_groups(before.groups)])
-        mounts = _mounts(before.mounts.keys() & _mounts(_family()).keys())
+        found += await that_stays(lambda: [f"the control group {path}" for path in self._empty_groups(before.groups)])
+        mounts = mounts_of(before.mounts.keys() & mounts_of(family()).keys())
         for process, now in mounts.items():
             found += [f"the mount {mount} in process {process[0]}" for mount in sorted(now - before.mounts[process])]
         found += [f"the file {path}" for path in self.marked_files()]
@@ -106,16 +106,17 @@ class Traces:
 
     async def left_after_closing(self) -> list[str]:
         """Return what is still there after the sandbox was closed."""
-        found = await _that_stays(
-            lambda: [f"process {pid} ({_name(pid)})" for pid, start in _family() if (pid, start) not in self._family]
+        found = await that_stays(
+            lambda: [f"process {pid} ({_name(pid)})" for pid, start in family() if (pid, start) not in self._family]
         )
-        found += await _that_stays(lambda: [f"the control group {path}" for path in self._parents if path.exists()])
+        found += await that_stays(lambda: [f"the control group {path}" for path in self._parents if path.exists()])
         found += [f"the file {path}" for path in self.marked_files()]
         if (more := len(os.listdir("/proc/self/fd")) - self._descriptors) > 0:
             found.append(f"{more} open descriptors")
         return found
 
-    def _groups(self) -> frozenset[Path]:
+    def groups(self) -> frozenset[Path]:
+        """Return the control groups of this installation's boxes; none before `learn_groups`."""
         found: set[Path] = set()
         for parent in self._parents:
             try:
@@ -131,7 +132,7 @@ class Traces:
             except OSError:
                 return False
 
-        return sorted(group for group in self._groups() - before if is_empty(group))
+        return sorted(group for group in self.groups() - before if is_empty(group))
 
 
 def boot_clock_s() -> float:
@@ -139,8 +140,8 @@ def boot_clock_s() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-async def _that_stays(look: Callable[[], list[str]]) -> list[str]:
-    """Return what `look` finds and still finds after the grace."""
+async def that_stays(look: Callable[[], list[str]]) -> list[str]:
+    """Return what `look` finds and still finds after the grace: what is on its way when a run has ended goes by."""
     deadline_s = time.monotonic() + _GRACE_S
     while found := look():
         if time.monotonic() > deadline_s:
@@ -165,7 +166,7 @@ def _name(pid: int) -> str:
         return "gone"
 
 
-def _family() -> list[tuple[int, int]]:
+def family() -> list[tuple[int, int]]:
     """Return (pid, start) of this process and of all below it."""
     parent_of: dict[int, tuple[int, int]] = {}
     for name in os.listdir("/proc"):
@@ -182,7 +183,7 @@ def _family() -> list[tuple[int, int]]:
     return [(pid, parent_of[pid][1]) for pid in found if pid in parent_of]
 
 
-def _mounts(processes: Iterable[tuple[int, int]]) -> dict[tuple[int, int], frozenset[str]]:
+def mounts_of(processes: Iterable[tuple[int, int]]) -> dict[tuple[int, int], frozenset[str]]:
     """Return the mounts that processes of our own pid namespace see."""
     found: dict[tuple[int, int], frozenset[str]] = {}
     for process in processes:

@@ -15,7 +15,7 @@ from runtape.domain.events import (
     StoredResult,
 )
 from runtape.domain.ids import EventId, ExecutionId
-from runtape.domain.outcome import Outcome, OutcomeKind, Usage
+from runtape.domain.outcome import Outcome, OutcomeKind, TimelinePoint, Usage
 from runtape.ports.log import Delivery
 from runtape.ports.stores import Change, Durability
 from tests.builders import LEASE_TTL, PROJECT, an_execution, ended, requested, started
@@ -95,6 +95,7 @@ class EventLogContract(StoresBasic):
                 for kind in OutcomeKind
                 for event in executions.finish(live, 1, Outcome(kind=kind), Usage(wall_ns=1), 2, START)
             ),
+            *executions.finish(live, 1, Outcome(kind=OutcomeKind.EXITED), Usage(), 2, START, (TimelinePoint(1, 2, 3),)),
             *executions.store_result(ended(), result, START),
             *commands(live.id),
             PodKill(execution_id=live.id, project_id=PROJECT, at=START, attempt=1),

@@ -14,7 +14,7 @@ from runtape.domain import saga as sagas
 from runtape.domain.events import ExecutionEvent, ExecutionRequested, Message, StoredResult
 from runtape.domain.execution import LEASE_GRACE, Execution, Idempotency, evolve_all
 from runtape.domain.ids import ExecutionId, ProjectId, UserId
-from runtape.domain.outcome import Status
+from runtape.domain.outcome import Status, TimelinePoint
 from runtape.domain.saga import Saga, SagaStep
 from runtape.ports.errors import VersionConflict
 from runtape.ports.log import EventLog
@@ -104,6 +104,14 @@ class UnitOfWorkContract(StoresBasic):
         execution = over(started(requested(an_execution(key="k"))))
         await stored(stores, execution)
         assert await stores.executions.get(execution.id) == execution
+
+    async def test_a_timeline_is_read_as_it_was_written(self, stores: Stores) -> None:
+        points = (TimelinePoint(1, 2, 3), TimelinePoint(4, 5, 6))
+        execution = replace(over(started(requested(an_execution()))), timeline=points)
+        await stored(stores, replace(execution, spec=replace(execution.spec, timeline=True)))
+        found = await stores.executions.get(execution.id)
+        assert found is not None
+        assert (found.timeline, found.spec.timeline) == (points, True)
 
     async def test_every_state_of_an_execution_outlives_the_process(self) -> None:
         states = [

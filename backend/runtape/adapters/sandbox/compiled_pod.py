@@ -27,7 +27,7 @@ from typing import Final
 import structlog
 
 from runtape.domain.limits import Limits
-from runtape.domain.outcome import Outcome, OutcomeKind, Phase, Usage
+from runtape.domain.outcome import Outcome, OutcomeKind, Phase, TimelinePoint, Usage
 from runtape.domain.tape import RECORD_BYTES, Stream
 from runtape.ports.pod_runtime import PodEnded, PodKey, PodSpec
 
@@ -38,6 +38,7 @@ from .output import Output
 from .pod import OUTPUT_CUT, Pod
 from .pool import BoxPool
 from .runtimes import InstalledRuntime
+from .timeline import joined
 
 log = structlog.get_logger(__name__)
 
@@ -121,7 +122,15 @@ class CompiledPod:
         self._compiler_limits = compiler_limits(runtime, spec.limits)
         self.output = Output(spec.limits.output_bytes)
         self._compiler_output = CompilerOutput(self.output)
-        self._stage = Pod(key, self._compiler_limits, lease_due_s, self._on_compiled, output=self._compiler_output)
+        self._timeline: tuple[TimelinePoint, ...] = ()
+        self._stage = Pod(
+            key,
+            self._compiler_limits,
+            lease_due_s,
+            self._on_compiled,
+            output=self._compiler_output,
+            timeline=spec.timeline,
+        )
         self.ended: PodEnded | None = None
         self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done once nothing of the run is left but its records and its end."""
@@ -156,6 +165,7 @@ class CompiledPod:
 
     def _on_compiled(self, ended: PodEnded) -> None:
         self._spent = replace(ended.usage, output_bytes=self.output.total_bytes)
+        self._timeline = ended.timeline or ()
         if self._compiler_output.too_large:
             self._end(_TOO_LARGE, self._spent)
         elif ended.outcome.kind is OutcomeKind.EXITED and ended.outcome.exit_code == 0:
@@ -175,7 +185,15 @@ class CompiledPod:
             wall_s=max(limits.wall_s - spent.wall_ns / 1e9, _LEAST_S),
             cpu_s=max(limits.cpu_s - cpu_ns / 1e9, _LEAST_S),
         )
-        self._stage = Pod(self._key, left, self._lease_due_s, self._on_ran, output=self.output, began_ns=began_ns)
+        self._stage = Pod(
+            self._key,
+            left,
+            self._lease_due_s,
+            self._on_ran,
+            output=self.output,
+            began_ns=began_ns,
+            timeline=self._spec.timeline,
+        )
         return self._stage
 
     async def _pass(self, program: Pod, build: Build) -> None:
@@ -213,6 +231,7 @@ class CompiledPod:
 
     def _on_ran(self, ended: PodEnded) -> None:
         usage, spent = ended.usage, self._spent
+        self._timeline = joined(self._timeline, ended.timeline or (), spent.cpu_user_ns + spent.cpu_system_ns)
         self._end(
             ended.outcome,
             replace(
@@ -229,6 +248,12 @@ class CompiledPod:
         if self._passage is not None:
             self._passage.cancel()  # it may wait for a box that nobody needs any more
         self.output.close()
-        self.ended = PodEnded(key=self._key, outcome=outcome, usage=usage, last_seq=self.output.last_seq)
+        self.ended = PodEnded(
+            key=self._key,
+            outcome=outcome,
+            usage=usage,
+            last_seq=self.output.last_seq,
+            timeline=self._timeline if self._spec.timeline else None,
+        )
         self.gone.set_result(None)
         self._on_ended(self.ended)

@@ -178,7 +178,7 @@ class LocalSandbox:
                 key, spec, runtime, lease_due_s, self._tell, pool=pool, begin=self._begin, builds=self._builds
             )
         else:
-            pod = Pod(key, spec.limits, lease_due_s, self._tell)
+            pod = Pod(key, spec.limits, lease_due_s, self._tell, timeline=spec.timeline)
         self._pods[key] = pod
         if runtime is None:
             message = f"no {spec.lang} {spec.lang_version} is installed here"

@@ -34,6 +34,7 @@ from .keeper import wire
 from .order import group_limits
 from .output import Output
 from .pool import BoxPool
+from .timeline import Timeline
 
 _CPUS: Final = os.cpu_count() or 1
 _TIMER_GRAIN_S: Final = 0.001
@@ -71,8 +72,12 @@ class Pod:
         *,
         output: Output | None = None,
         began_ns: int | None = None,
+        timeline: bool = False,
     ) -> None:
-        """Prepare.  `output` and `began_ns` are those of a run that began with another pod, if any did."""
+        """Prepare.  `output` and `began_ns` are those of a run that began with another pod, if any did.
+
+        `timeline` asks for memory and CPU time over time.
+        """
         self._loop = asyncio.get_running_loop()
         self._key = key
         self._limits = limits
@@ -83,6 +88,8 @@ class Pod:
         self._reading = False
         self._began_ns = began_ns
         self._started_ns = 0
+        self._with_timeline = timeline
+        self._timeline: Timeline | None = None
         self._lease_due_s = lease_due_s
         self._wall_due_s = _NEVER_S
         self._cpu_due_s = _NEVER_S
@@ -109,6 +116,9 @@ class Pod:
         self._read_on()
         if not pool.armed.grouped:
             pool.bound_memory(box, group_limits(self._limits, pool.armed.ours)[0])
+        if self._with_timeline:
+            self._timeline = Timeline(self._started_ns)
+            pool.follow(box, self._timeline.add)
         if self._timer is not None:
             self._timer.cancel()
         now_s = self._loop.time()
@@ -273,6 +283,10 @@ class Pod:
         if self._timer is not None:
             self._timer.cancel()
         self.output.close()
-        self.ended = PodEnded(key=self._key, outcome=outcome, usage=usage, last_seq=self.output.last_seq)
+        points = None
+        if self._with_timeline:
+            points = self._timeline.ended(usage) if self._timeline is not None else ()
+        last_seq = self.output.last_seq
+        self.ended = PodEnded(key=self._key, outcome=outcome, usage=usage, last_seq=last_seq, timeline=points)
         self.gone.set_result(None)
         self._on_ended(self.ended)

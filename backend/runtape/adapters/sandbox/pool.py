@@ -262,6 +262,12 @@ class BoxPool:
         if self._keeper is not None:
             self._keeper.send("bound_cpu", box.number, cpu_ns)
 
+    def follow(self, box: ArmedBox, on_point: Callable[[int, int, int], None]) -> None:
+        """Have the keeper tell now and then (monotonic ns, bytes held, CPU ns used) of `box`."""
+        if self._keeper is not None:
+            box.on_point = on_point
+            self._keeper.send("timeline", box.number)
+
     # Filling
 
     def _fill_in(self, delay_s: float) -> None:
@@ -337,6 +343,10 @@ class BoxPool:
             self._failures_of[shape.interpreter] = 0
             self._warm.add(shape.interpreter)
             self._offer(ArmedBox(number, shape, fds))
+        elif kind == "point":
+            box, _ = self._taken.get(fields[0], (None, None))
+            if box is not None and box.on_point is not None:
+                box.on_point(*fields[1:])
         elif kind == "reaped":
             self._on_reaped(fields[0], wire.Reaped(*fields[1:]))
         elif kind == "unarmed":

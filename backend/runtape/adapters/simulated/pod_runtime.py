@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from runtape.domain.outcome import Outcome, OutcomeKind, Usage
+from runtape.domain.outcome import Outcome, OutcomeKind, TimelinePoint, Usage
 from runtape.domain.tape import Record, Stream
 from runtape.ports.pod_runtime import PodEnded, PodKey, PodSpec, Runtime
 
@@ -32,6 +32,7 @@ _RUNTIMES = (
 @dataclass(slots=True)
 class _Pod:
     lines: list[str]
+    timeline: bool
     records: list[Record] = field(default_factory=list[Record])
     ended: PodEnded | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -57,7 +58,7 @@ class SimulatedPodRuntime:
         key = PodKey(spec.execution_id, attempt)
         if key in self._pods or key in self._finished:
             return
-        pod = self._pods[key] = _Pod(spec.source.script.splitlines())
+        pod = self._pods[key] = _Pod(spec.source.script.splitlines(), spec.timeline)
         self.started.append(key)
         self._advance(key, pod)
 
@@ -152,6 +153,7 @@ class SimulatedPodRuntime:
 
     def _end(self, key: PodKey, pod: _Pod, outcome: Outcome) -> None:
         usage = Usage(wall_ns=1_000_000, cpu_user_ns=500_000, output_bytes=pod.output_bytes)
-        pod.ended = PodEnded(key=key, outcome=outcome, usage=usage, last_seq=len(pod.records))
+        points = (TimelinePoint(usage.wall_ns, usage.peak_memory_bytes, usage.cpu_user_ns),) if pod.timeline else None
+        pod.ended = PodEnded(key=key, outcome=outcome, usage=usage, last_seq=len(pod.records), timeline=points)
         pod.changed.set()
         self._ends.put_nowait(pod.ended)

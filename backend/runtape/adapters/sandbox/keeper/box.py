@@ -85,6 +85,11 @@ class Box:
     cpu_limit_ns: int = 0
     cpu_check_due_s: float = 0.0
     kill_reason: str = ""
+    point_pause_s: float = 0.0
+    """Time between two points of the timeline that was asked for; 0 where none was."""
+    point_due_s: float = 0.0
+    points: int = 0
+    """Those that are kept, the service thinning them out as `timeline.passed` does."""
 
     def pid(self) -> int:
         """Return the pid of its pid 1 as the keeper sees it.  Raises: ProcessLookupError, when that is reaped."""

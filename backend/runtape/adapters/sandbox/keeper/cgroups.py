@@ -51,6 +51,7 @@ class _Names:
     """Names of the files that mean the same in both versions, and what else to write into a new group."""
 
     memory_limit: str
+    memory: str
     peak_memory: str
     events: str
     preset: tuple[tuple[str, str], ...]
@@ -59,6 +60,7 @@ class _Names:
 _NAMES: Final = {
     "v1": _Names(
         "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
         "memory.max_usage_in_bytes",
         "memory.oom_control",
         # What waits in TCP connections has an account of its own in version 1.
@@ -66,6 +68,7 @@ _NAMES: Final = {
     ),
     "v2": _Names(
         "memory.max",
+        "memory.current",
         "memory.peak",
         "memory.events",
         (("memory.swap.max", "0"), ("memory.oom.group", "1")),
@@ -153,6 +156,9 @@ class Group:
             return int(self._read("cpuacct", "cpuacct.usage_user")), int(self._read("cpuacct", "cpuacct.usage_sys"))
         text = self._read("cpuacct", "cpu.stat")
         return parse_field(text, b"user_usec") * 1000, parse_field(text, b"system_usec") * 1000
+
+    def memory_bytes(self) -> int:
+        return int(self._read("memory", self._names.memory))
 
     def peak_memory_bytes(self) -> int:
         try:

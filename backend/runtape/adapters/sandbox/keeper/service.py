@@ -27,7 +27,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 from typing import Final, NoReturn
 
-from . import cgroups, linux, rootfs, seccomp, watchdog, wire
+from . import cgroups, linux, rootfs, seccomp, timeline, watchdog, wire
 from .box import DEATH_SIGNAL, Box, Confinement
 from .forking import HOST_UIDS, ForkingMaker
 from .nursery import SlotMaker, open_nursery
@@ -199,6 +199,9 @@ class Keeper:
             box.cpu_limit_ns = fields[1]
             box.cpu_check_due_s = 0.0
             self._sampled.add(box)
+        elif box is not None and kind == "timeline":
+            timeline.begin(box)
+            self._sampled.add(box)
 
     def _on_signal(self) -> None:
         os.read(self._signalled_fd, 64)
@@ -234,9 +237,8 @@ class Keeper:
             return watchdog.INTERVAL_S
         if not self._sampled:
             return _EXPIRY_CHECK_S if any(self._making.values()) else None
-        if any(box.memory_limit_bytes for box in self._sampled):
-            return watchdog.INTERVAL_S
-        return max(0.001, min(box.cpu_check_due_s for box in self._sampled) - time.monotonic())
+        now_s = time.monotonic()
+        return max(0.001, min(_sample_due_s(box, now_s) for box in self._sampled) - now_s)
 
     def _sample(self) -> None:
         now_s = time.monotonic()
@@ -263,6 +265,9 @@ class Keeper:
                 box.kill("cpu")
             # All processors together cannot spend what is left any sooner.
             box.cpu_check_due_s = now_s + max(_CPU_CHECK_S, left_ns / 1e9 / (os.cpu_count() or 1))
+        if box.point_pause_s and now_s >= box.point_due_s:
+            timeline.passed(box, now_s)
+            self._send("point", box.number, *timeline.look(box))
 
     # Burying
 
@@ -305,6 +310,16 @@ class Keeper:
 
     def _send(self, *message: object, fds: list[int] | None = None) -> None:
         socket.send_fds(self._control, [wire.pack(*message)], fds or [])
+
+
+def _sample_due_s(box: Box, now_s: float) -> float:
+    """Return when `box` is to be looked at next."""
+    dues = [now_s + watchdog.INTERVAL_S] if box.memory_limit_bytes else []
+    if box.cpu_limit_ns:
+        dues.append(box.cpu_check_due_s)
+    if box.point_pause_s:
+        dues.append(box.point_due_s)
+    return min(dues)
 
 
 def _exec_texts(command: tuple[str, ...], environment: dict[bytes, bytes]) -> bytes:

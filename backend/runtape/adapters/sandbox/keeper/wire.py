@@ -9,6 +9,7 @@ Service to keeper:
     ("arm", *Shape)                         make one more box
     ("bound", box, memory_bytes)            without cgroups: kill `box` when its tree holds more
     ("bound_cpu", box, cpu_ns)              kill `box` when its tree has used that much, from now on
+    ("timeline", box)                       tell "point" now and then, until `box` is dead
 Keeper to service:
     ("open", *Opened)                       answer to "open"; or
     ("refused", finding, fix)               isolation cannot be had; the keeper exits
@@ -16,6 +17,8 @@ Keeper to service:
                                             do not block), pidfd of the box
     ("unarmed", *Shape, what)               one "arm" failed
     ("reaped", box, *Reaped)                `box` died without having told its end itself; nothing of it is left
+    ("point", box, monotonic_ns, memory_bytes, cpu_ns)
+                                            what the tree of `box` holds, and has used since it was armed
     ("crashed", traceback)                  the keeper fails and exits
 Service to box, once:
     one flag byte, then the packed `Order`, in the datagram or (ORDER_IN_FD) in a memfd; descriptors: [order,] [stdin]
