@@ -17,7 +17,9 @@ from runtape.domain.errors import (
     LimitOutOfRange,
     NotFound,
     NotTerminal,
+    PackagesDisabled,
     QueueFull,
+    RequirementInvalid,
     RuntimeUnknown,
     ScriptTooLarge,
     ValidationFailed,
@@ -29,7 +31,7 @@ from runtape.domain.identity import Role
 from runtape.domain.ids import ExecutionId
 from runtape.domain.limits import MAXIMUM, LimitPolicy
 from runtape.domain.saga import Saga
-from runtape.domain.source import SourceFile
+from runtape.domain.source import PackagePolicy, SourceFile
 from runtape.ports.errors import Transient
 from runtape.ports.pod_runtime import PodKey
 from runtape.ports.stores import ExecutionFilter
@@ -397,3 +399,83 @@ async def test_never_more_run_at_once_than_the_capacity(folder: Path) -> None:
             assert await running() <= 3
         for each in ids:
             await world.until_stored(each)
+
+
+# Packages
+
+HEADER = '# /// script\n# dependencies = ["Six>=1"]\n# ///\nimport six\n'
+
+
+async def required(world: World, **changes: Any) -> tuple[str, ...]:
+    """Return the requirements that an accepted submission is stored with."""
+    accepted = await world.submissions.execute(ALICE, replace(a_submission(), **changes))
+    execution = await world.stores.executions.get(accepted)
+    assert execution is not None and execution.source.inline is not None
+    return execution.source.inline.requirements
+
+
+async def test_requirements_are_stored_in_one_spelling(world: World) -> None:
+    assert await required(world, requirements=("Six", "a_b")) == ("a-b", "six")
+    assert await required(world, script=HEADER) == ("six>=1",)
+    assert await required(world) == ()
+
+
+async def test_requirements_of_the_request_win_over_those_of_the_script(world: World) -> None:
+    assert await required(world, script=HEADER, requirements=("other",)) == ("other",)
+    assert await required(world, script=HEADER, requirements=()) == ()
+    assert await required(world, script="# /// script\n# not read\npass", requirements=()) == ()
+
+
+async def test_header_means_nothing_in_another_language(world: World) -> None:
+    assert await required(world, script=HEADER, lang="bash") == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "field"),
+    [
+        ({"lang": "bash", "requirements": ("six",)}, ValidationFailed, "requirements"),
+        ({"requirements": ("six", "six @ file:///x")}, RequirementInvalid, "requirements[1]"),
+        ({"script": "# /// script\npass"}, ValidationFailed, "script"),
+        ({"script": HEADER.replace("Six>=1", "./x")}, RequirementInvalid, "script"),
+        ({"script": "# /// script\n# requires-python = '>=4'\n# ///\n"}, VersionUnknown, "script"),
+        (
+            {"script": "# /// script\n# requires-python = '>=4'\n# ///\n", "lang_version": "3.11"},
+            VersionUnknown,
+            "script",
+        ),
+    ],
+)
+async def test_requirements_that_cannot_be_had_are_refused_without_a_trace(
+    world: World, changes: dict[str, Any], error: type[DomainError], field: str
+) -> None:
+    with pytest.raises(error) as refused:
+        await required(world, **changes)
+    assert refused.value.field == field
+    assert await everything(world) == []
+
+
+async def test_packages_that_are_switched_off_are_refused_by_name(folder: Path) -> None:
+    async with a_world(folder, packages=PackagePolicy(enabled=False)) as world:
+        await world.start()
+        for changes, field in (({"requirements": ("six",)}, "requirements"), ({"script": HEADER}, "script")):
+            with pytest.raises(PackagesDisabled, match=r"packages\.enabled") as refused:
+                await required(world, **changes)
+            assert refused.value.field == field
+        assert await required(world, script=HEADER, requirements=()) == ()
+        assert await required(world, script="# /// script\n# requires-python = '>=3'\n# ///\n") == ()
+
+
+async def test_retry_runs_with_the_same_requirements_or_not_at_all(folder: Path) -> None:
+    async with a_world(folder) as world:
+        await world.start()
+        first = await world.submissions.execute(ALICE, replace(a_submission(), requirements=("six",)))
+        await world.until_stored(first)
+        second = await world.submissions.retry(ALICE, first, None)
+        execution = await world.stores.executions.get(second)
+        assert execution is not None and execution.source.inline is not None
+        assert execution.source.inline.requirements == ("six",)
+        await world.until_stored(second)
+    async with a_world(folder, packages=PackagePolicy(enabled=False), owner="worker-2") as world:
+        await world.start()
+        with pytest.raises(PackagesDisabled):
+            await world.submissions.retry(ALICE, first, None)

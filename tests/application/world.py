@@ -29,6 +29,7 @@ from runtape.domain.events import EXECUTION_EVENTS, POD_COMMANDS, Message, Prior
 from runtape.domain.execution import Execution, OnInterrupt
 from runtape.domain.ids import ExecutionId
 from runtape.domain.limits import LimitPolicy
+from runtape.domain.source import PackagePolicy
 from runtape.ports.admission import Capacity
 from runtape.ports.clock import Ids
 from runtape.ports.live import LiveFeed
@@ -199,6 +200,7 @@ async def a_world(
     make_pods: Callable[[], SimulatedPodRuntime] = SimulatedPodRuntime,
     wrap_pods: Callable[[SimulatedPodRuntime], Any] = lambda pods: pods,
     limits: LimitPolicy | None = None,
+    packages: PackagePolicy | None = None,
     expect_failures: bool = False,
     database_type: type[Database] = Database,
 ) -> AsyncIterator[World]:
@@ -271,6 +273,7 @@ async def a_world(
                 library=library,
                 catalogue=catalogue,
                 limits=limits or LimitPolicy(),
+                packages=packages or PackagePolicy(),
                 clock=clock,
                 ids=ids,
             ),

@@ -71,6 +71,7 @@ async def start(
     args: tuple[str, ...] = (),
     env: dict[str, str] | None = None,
     files: dict[str, bytes] | None = None,
+    requirements: tuple[str, ...] = (),
     lease_s: float = 60.0,
     timeline: bool = False,
 ) -> PodKey:
@@ -86,6 +87,7 @@ async def start(
             args=args,
             env=tuple((env or {}).items()),
             files=tuple(SourceFile(path, content) for path, content in (files or {}).items()),
+            requirements=requirements,
         ),
         limits=limits or Limits(),
         timeline=timeline,

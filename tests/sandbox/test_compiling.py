@@ -210,14 +210,20 @@ class HeldSandbox(LocalSandbox):
         self.refusal: Exception | None = None
 
     async def _begin(
-        self, pod: Pod, pool: BoxPool, limits: Limits, order: wire.Order, runtime: InstalledRuntime | None = None
+        self,
+        pod: Pod,
+        pool: BoxPool,
+        limits: Limits,
+        order: wire.Order,
+        runtime: InstalledRuntime | None = None,
+        layer: str = "",
     ) -> None:
         if not order.argv[0].endswith(b"/sh"):
             self.held.set()
             await self.go_on.wait()
             if self.refusal is not None:
                 raise self.refusal
-        await super()._begin(pod, pool, limits, order, runtime)
+        await super()._begin(pod, pool, limits, order, runtime, layer)
 
 
 @pytest_asyncio.fixture(loop_scope="module")

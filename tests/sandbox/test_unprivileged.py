@@ -34,6 +34,7 @@ def interpreter() -> str | None:
         ("test_isolation.py", ""),
         ("test_outcomes.py", ""),
         ("test_death.py", ""),
+        ("test_packages.py", "listed or proc or swept or in_use or bytecode or by_itself or child"),
         ("test_languages.py", "memory or broken"),  # what hangs on limits of address space in place of a cgroup
         ("test_parked.py", "limits or death or fit"),
     ],

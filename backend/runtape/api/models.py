@@ -292,6 +292,7 @@ class RuntimeAnswer(Answer):
 
     versions: list[str] = Field(examples=[["3.12", "3.11"]])
     file_name: str = Field(examples=["main.py"])
+    packages: bool = Field(examples=[True], description="whether a run may have `requirements`")
 
 
 class LimitsOverview(Answer):
@@ -313,7 +314,7 @@ class LimitsOverview(Answer):
             "script_bytes": 1048576,
             "body_bytes": 10485760,
             "files": 100,
-            "supported_runtimes": {"python": {"versions": ["3.13", "3.11"], "file_name": "main.py"}},
+            "supported_runtimes": {"python": {"versions": ["3.13", "3.11"], "file_name": "main.py", "packages": True}},
         }
     )
 

@@ -62,7 +62,17 @@ def _execute() -> dict[str, Any]:
             "content": {
                 "application/json": {
                     "schema": schema,
-                    "example": {"script": "print(input())", "lang": "python", "stdin": "hello\n"},
+                    "examples": {
+                        "input": {"value": {"script": "print(input())", "lang": "python", "stdin": "hello\n"}},
+                        "packages": {
+                            "summary": "with packages from the index",
+                            "value": {
+                                "script": "import numpy; print(numpy.arange(3).sum())",
+                                "lang": "python",
+                                "requirements": ["numpy>=2"],
+                            },
+                        },
+                    },
                 }
             },
         },
@@ -89,6 +99,8 @@ def _execute() -> dict[str, Any]:
                 "limit_out_of_range",
                 "script_too_large",
                 "invalid_path",
+                "requirement_invalid",
+                "packages_disabled",
                 "validation_failed",
                 "rate_limited",
                 "queue_full",

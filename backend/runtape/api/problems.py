@@ -52,6 +52,8 @@ _STATUS: Mapping[str, tuple[int, str]] = {
     "limit_out_of_range": (422, "A limit is out of range"),
     "script_too_large": (422, "The script is too large"),
     "invalid_path": (422, "A path is not valid"),
+    "requirement_invalid": (422, "A requirement is not valid"),
+    "packages_disabled": (422, "Packages are switched off"),
     "validation_failed": (422, "A field is not valid"),
     "rate_limited": (429, "Too many requests"),
     "internal": (500, "The service failed"),

@@ -40,7 +40,11 @@ class RequestedFile(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class ExecuteRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
-    """A script to run; `lang_version` is the newest one unless it is given, `timeline` asks for usage over time."""
+    """A script to run; `lang_version` is the newest one unless it is given, `timeline` asks for usage over time.
+
+    `requirements` are packages from the index, as in ``["numpy>=2"]``; without the field a header of the script itself
+    (PEP 723) says them.
+    """
 
     script: str
     lang: str
@@ -50,6 +54,7 @@ class ExecuteRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw
     args: list[str] = msgspec.field(default_factory=list[str])
     env: dict[str, str] = msgspec.field(default_factory=dict[str, str])
     files: list[RequestedFile] = msgspec.field(default_factory=list[RequestedFile])
+    requirements: list[str] | None = None
     limits: RequestedLimits = RequestedLimits()
     priority: Priority = Priority.NORMAL
     on_interrupt: OnInterrupt = OnInterrupt.RESTART
@@ -82,6 +87,7 @@ def decode_execute(body: bytes, idempotency_key: str | None) -> Submission:
             (file.path, _bytes(file.content, file.content_b64, f"files[{number}].content"))
             for number, file in enumerate(request.files)
         ),
+        requirements=None if request.requirements is None else tuple(request.requirements),
         limits=_NO_LIMITS
         if limits is _DEFAULT_LIMITS
         else {name: getattr(limits, name) for name in limits.__struct_fields__},

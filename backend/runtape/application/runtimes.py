@@ -29,6 +29,10 @@ class RuntimeCatalogue:
                 return runtime
         raise VersionUnknown(lang, version, [runtime.version for runtime in known])
 
+    def versions(self, lang: str) -> Sequence[Runtime]:
+        """Return the runtimes of a language that is known, newest version first."""
+        return tuple(self._by_lang[lang])
+
     def all(self) -> dict[str, Sequence[Runtime]]:
         """Return the runtimes by language, newest version first."""
         return {lang: tuple(self._by_lang[lang]) for lang in sorted(self._by_lang)}

@@ -18,6 +18,7 @@ from runtape.domain.errors import (
     InvalidPath,
     NotFound,
     NotTerminal,
+    PackagesDisabled,
     QueueFull,
     ScriptTooLarge,
     ValidationFailed,
@@ -27,9 +28,10 @@ from runtape.domain.execution import Execution, Idempotency, OnInterrupt, Spec
 from runtape.domain.identity import Principal
 from runtape.domain.ids import ExecutionId
 from runtape.domain.limits import LimitPolicy
-from runtape.domain.source import Source, SourceFile, checked_path
+from runtape.domain.source import PackagePolicy, Source, SourceFile, checked_path
 from runtape.ports.admission import AdmissionQueue
 from runtape.ports.clock import Clock, Ids
+from runtape.ports.pod_runtime import Runtime
 from runtape.ports.stores import ExecutionStore, IdempotencyKeyTaken
 
 SCRIPT_BYTES = 1 << 20
@@ -40,6 +42,9 @@ ARGUMENT_BYTES = 128 << 10
 IDEMPOTENCY_TTL = timedelta(hours=24)
 IDEMPOTENCY_KEY_BYTES = 255
 QUEUE_RETRY_S = 5
+
+METADATA = "# /// script"
+"""The line that begins a header with requirements in a script (PEP 723)."""
 
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
@@ -55,6 +60,8 @@ class Submission:
     args: tuple[str, ...]
     env: Mapping[str, str]
     files: tuple[tuple[str, bytes], ...]
+    requirements: tuple[str, ...] | None = None
+    """None: as the script's own header says, if it has one."""
     limits: Mapping[str, float | int | None]
     priority: Priority
     on_interrupt: OnInterrupt
@@ -76,6 +83,7 @@ class Submissions:
         library: SourceLibrary,
         catalogue: RuntimeCatalogue,
         limits: LimitPolicy,
+        packages: PackagePolicy,
         clock: Clock,
         ids: Ids,
     ) -> None:
@@ -86,6 +94,7 @@ class Submissions:
         self._library = library
         self._catalogue = catalogue
         self._limits = limits
+        self._packages = packages
         self._clock = clock
         self._ids = ids
 
@@ -112,6 +121,8 @@ class Submissions:
         self._catalogue.resolve(earlier.spec.lang, earlier.spec.lang_version)
         self._limits.check_again(earlier.spec.limits)
         source = await self._library.load(earlier.source)
+        if source.requirements and not self._packages.enabled:
+            raise PackagesDisabled("requirements")
         body_sha256 = f"retry:{execution_id}"
         return await self._accept(principal, earlier.spec, source, idempotency_key, body_sha256, retry_of=execution_id)
 
@@ -209,6 +220,9 @@ class Submissions:
         _check_arguments(submission)
         if len(submission.files) > FILES:
             raise ValidationFailed(f"{len(submission.files)} files; the limit is {FILES}", field="files")
+        requirements: tuple[str, ...] = ()
+        if submission.requirements or (submission.requirements is None and METADATA in submission.script):
+            runtime, requirements = self._required(submission, runtime)
         spec = Spec(
             lang=runtime.lang,
             lang_version=runtime.version,
@@ -226,8 +240,28 @@ class Submissions:
                 SourceFile(checked_path(path, f"files[{number}].path"), content)
                 for number, (path, content) in enumerate(submission.files)
             ),
+            requirements=requirements,
         )
         return spec, source, runtime.file_name
+
+    def _required(self, submission: Submission, runtime: Runtime) -> tuple[Runtime, tuple[str, ...]]:
+        """Return the requirements, and the runtime that the script's own header asks for, if it does."""
+        # Imported here: it takes 15 ms, and most processes never need it.
+        from runtape.application import requirements
+
+        if submission.requirements is not None:
+            if not runtime.packages:
+                raise ValidationFailed(f"{runtime.lang} {runtime.version} takes no requirements", field="requirements")
+            field, required = "requirements", requirements.checked(submission.requirements)
+        elif runtime.lang == requirements.LANG and (header := requirements.read_header(submission.script)) is not None:
+            known = self._catalogue.versions(runtime.lang) if submission.lang_version is None else [runtime]
+            runtime = requirements.choose(known, header)
+            field, required = "script", header.requirements
+        else:
+            return runtime, ()
+        if required and not self._packages.enabled:
+            raise PackagesDisabled(field)
+        return runtime, required
 
 
 def _check_arguments(submission: Submission) -> None:

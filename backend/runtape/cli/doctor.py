@@ -57,7 +57,7 @@ def doctor(
         as_json: Print one JSON object: {"can_run": bool, "checks": [{name, state, finding, fix}]}.
     """
     folder = (data or default_data()).expanduser().absolute()
-    checks = [_interpreter(), *_sandbox(), _folder(folder), _disk(folder), _port(DEFAULT_PORT)]
+    checks = [_interpreter(), *_sandbox(), _packages(folder), _folder(folder), _disk(folder), _port(DEFAULT_PORT)]
     can_run = all(check.state != "missing" for check in checks)
     if as_json:
         print_text(json.dumps({"can_run": can_run, "checks": [asdict(check) for check in checks]}))
@@ -72,6 +72,24 @@ def _sandbox() -> list[Check]:
 
     found: Sequence[Finding] = inspect_host()
     return [Check(each.name, str(each.state), each.finding, each.fix or None) for each in found]
+
+
+def _packages(folder: Path) -> Check:
+    from pydantic import ValidationError
+
+    from runtape.adapters.sandbox import uv_binary
+    from runtape.runtime.settings import Settings
+
+    try:
+        settings = Settings(data=folder).packages
+    except ValidationError:
+        return Check("packages", "degraded", "a setting is not valid", "look at `runtape config show`")
+    if not settings.enabled:
+        return Check("packages", "degraded", "switched off by the setting packages.enabled", None)
+    uv = uv_binary()
+    if uv is None:
+        return Check("packages", "degraded", "uv is not installed beside runtape", "remove .venv and start again")
+    return Check("packages", "ok", f"runs may ask for packages of the index, which {uv} installs")
 
 
 def _interpreter() -> Check:

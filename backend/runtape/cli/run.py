@@ -39,6 +39,7 @@ def run(
     file: Repeated = None,
     arg: WithHyphen = None,
     env: Repeated = None,
+    with_: Annotated[list[str] | None, Parameter(name="--with", negative=(), consume_multiple=False)] = None,
     stdin: bool | None = None,
     timeline: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     as_json: Annotated[bool, Parameter(name="--json", negative=(), show_default=False)] = False,
@@ -62,6 +63,8 @@ def run(
         file: A file to lay beside the script, as PATH or PATH=NAME; may be repeated.
         arg: One argument for the script, before the others; may be repeated.
         env: An environment variable as NAME=VALUE; may be repeated.
+        with_: A package for a Python script, as "numpy>=2"; may be repeated.  Without it, those count that the script
+            names itself in a header (PEP 723).
         stdin: Pass standard input on; by default when it is not a terminal.
         timeline: Show memory and CPU over the time of the run; the points are in the result that --json prints.
         as_json: Print nothing but the result, as one JSON object.
@@ -85,6 +88,7 @@ def run(
             args=[*(arg or ()), *arguments],
             env=env or (),
             files=file or (),
+            requirements=with_ or (),
             timeout_s=timeout,
             memory_mb=memory,
             timeline=timeline,

@@ -113,6 +113,7 @@ def request_body(
     args: Sequence[str] = (),
     env: Sequence[str] = (),
     files: Sequence[str] = (),
+    requirements: Sequence[str] = (),
     timeout_s: float | None = None,
     memory_mb: int | None = None,
     timeline: bool = False,
@@ -127,11 +128,12 @@ def request_body(
         "env": environment(env),
         "files": attachments(files),
         "timeline": timeline,
+        "requirements": list(requirements),
         "limits": {name: value for name, value in limits.items() if value is not None},
         **(_content("stdin", stdin) if stdin else {}),
     }
     paths = [file["path"] for file in options["files"]]
-    for word in [*options["args"], *options["env"], *options["env"].values(), *paths]:
+    for word in [*options["args"], *options["env"], *options["env"].values(), *paths, *requirements]:
         try:
             word.encode()
         except UnicodeEncodeError:

@@ -12,6 +12,8 @@ _KINDS = {
     "cancelled": "cancelled",
     "sandbox_error": "the sandbox failed",
 }
+_EXITED = {"compile": "compiler exited", "resolve": "resolver exited"}
+"""Who exited, in the phases before the program's own."""
 
 
 def summary(result: Mapping[str, Any]) -> str:
@@ -34,7 +36,7 @@ def outcome_text(outcome: Mapping[str, Any]) -> str:
     """Return what ended a run, with the service's own message where there is one."""
     kind = str(outcome.get("kind", "unknown"))
     if kind == "exited":
-        who = "compiler exited" if outcome.get("phase") == "compile" else "exited"
+        who = _EXITED.get(str(outcome.get("phase")), "exited")
         return f"{who} {outcome.get('exit_code')}"
     if kind == "signalled":
         number = outcome.get("signal")

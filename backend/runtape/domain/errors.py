@@ -7,6 +7,8 @@ DomainError
 │   ├── LimitOutOfRange          limit_out_of_range
 │   ├── ScriptTooLarge           script_too_large
 │   ├── InvalidPath              invalid_path
+│   ├── RequirementInvalid       requirement_invalid
+│   ├── PackagesDisabled         packages_disabled
 │   └── ValidationFailed         validation_failed
 ├── IdempotencyConflict          idempotency_conflict
 ├── NotFound                     not_found
@@ -61,8 +63,8 @@ class VersionUnknown(Invalid):
 
     code = "version_unknown"
 
-    def __init__(self, lang: str, version: str, known: Sequence[str]) -> None:
-        super().__init__(f'no {lang} "{version}" (have: {", ".join(known)})', field="lang_version")
+    def __init__(self, lang: str, version: str, known: Sequence[str], *, field: str = "lang_version") -> None:
+        super().__init__(f'no {lang} "{version}" (have: {", ".join(known)})', field=field)
 
 
 class LimitOutOfRange(Invalid):
@@ -88,6 +90,22 @@ class InvalidPath(Invalid):
     """A file's path would leave the work directory or cannot be a file name."""
 
     code = "invalid_path"
+
+
+class RequirementInvalid(Invalid):
+    """A requirement is none, or of a kind that is not installed here."""
+
+    code = "requirement_invalid"
+
+
+class PackagesDisabled(Invalid):
+    """The operator of this installation has packages switched off."""
+
+    code = "packages_disabled"
+
+    def __init__(self, field: str) -> None:
+        detail = "packages are switched off on this installation (setting packages.enabled)"
+        super().__init__(f'{detail}; run without, with "requirements": []', field=field)
 
 
 class IdempotencyConflict(DomainError):

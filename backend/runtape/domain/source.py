@@ -17,6 +17,13 @@ class SourceFile:
     content: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class PackagePolicy:
+    """Whether sources may have requirements, on this installation."""
+
+    enabled: bool = True
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
     """The script and what it is given; immutable, equal for every attempt."""
@@ -26,6 +33,8 @@ class Source:
     args: tuple[str, ...] = ()
     env: tuple[tuple[str, str], ...] = ()
     files: tuple[SourceFile, ...] = ()
+    requirements: tuple[str, ...] = ()
+    """Packages that it imports, as PEP 508 has them, in one spelling and sorted."""
 
     @property
     def size_bytes(self) -> int:
@@ -36,6 +45,7 @@ class Source:
             + sum(map(len, self.args))
             + sum(len(name) + len(value) for name, value in self.env)
             + sum(len(file.content) + len(file.path) for file in self.files)
+            + sum(map(len, self.requirements))
         )
 
 

@@ -21,6 +21,8 @@ class Runtime:
     file_name: str
     example: str
     """A short script in this language that prints something."""
+    packages: bool = False
+    """Whether a source in this language may have requirements."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +74,9 @@ class PodRuntime(Protocol):
 
         Idempotent by (execution, attempt): a second call with the same pair does nothing, also after the end.
         The runtime kills the program by itself when `lease_expires_at` passes without `extend`.
-        The program's own failure, a limit and a failing sandbox are told by `watch`, never raised.
+        The program's own failure, a limit and a failing sandbox are told by `watch`, never raised.  So are requirements
+        of the source that cannot be had: an outcome of phase `RESOLVE`, with the resolver's words on stderr.  The time
+        that it takes to get them counts for none of the limits.
         Raises: Transient, when the pod cannot be made just now and nothing was started.
         """
         ...

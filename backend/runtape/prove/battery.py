@@ -136,6 +136,7 @@ class Battery:
             env=case.env,
             stdin=case.stdin,
             files={bait.fill(path): content for path, content in case.files.items()},
+            requirements=case.requirements,
             due_s=case.due_s if control is None or control.due_s is None else control.due_s,
         )
 

@@ -42,6 +42,7 @@ class Layer(Enum):
         "a user for each box",
         "run the service as root: each box then has a uid of its own, and none uses up what a user's processes share",
     )
+    LAYERS = "packages in unlisted read-only folders", "set packages.enabled to false, and " + _REPORT
     SHARED_FILES = "files shared by all boxes", "run each tenant's programs on a machine of their own; " + _REPORT
     SCHEDULER = (
         "fair scheduler",
@@ -138,6 +139,8 @@ class Case(Check):
     env: Mapping[str, str] = field(default_factory=dict[str, str])
     stdin: bytes = b""
     files: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
+    requirements: tuple[str, ...] = ()
+    """Packages that it runs with; `package.NAME` is the one that there is."""
     due_s: float = 8.0
     """A program that has not ended by then is not contained."""
     companion: str = ""

@@ -9,9 +9,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from dishka import make_async_container
+from pydantic import SecretStr
 
 from runtape.ports.errors import InfrastructureError
 from runtape.ports.pod_runtime import PodRuntime
+from runtape.prove import package
 from runtape.prove.battery import Battery, known_limit
 from runtape.prove.case import Case, Check
 from runtape.prove.cases import FAMILIES
@@ -47,7 +49,10 @@ async def prove(settings: Settings, only: Sequence[str], told: Told) -> Report:
         open_lures(Path(outside)) as lures,
     ):
         traces = Traces(Path(data))
-        async with _open_runs(settings.model_copy(update={"data": Path(data)}), traces.mark) as runs:
+        index = SecretStr(package.write_index(Path(outside) / "index"))
+        packages = settings.packages.model_copy(update={"enabled": True, "index_url": index})
+        used = settings.model_copy(update={"data": Path(data), "packages": packages})
+        async with _open_runs(used, traces.mark) as runs:
             battery = Battery(runs, lures, traces, settings.limits.limits())
             tell(await battery.judge_the_watch())
             for family, check in chosen:

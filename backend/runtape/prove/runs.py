@@ -42,6 +42,7 @@ class Program:
     env: Mapping[str, str] = field(default_factory=dict[str, str])
     stdin: bytes = b""
     files: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
+    requirements: tuple[str, ...] = ()
     due_s: float = 8.0
 
 
@@ -179,6 +180,7 @@ class Runs:
                 args=program.args,
                 env=tuple(env.items()),
                 files=tuple(SourceFile(path, content) for path, content in files.items()),
+                requirements=program.requirements,
             ),
             limits=program.limits,
         )

@@ -96,6 +96,21 @@ class SandboxSettings(_Section):
     )
 
 
+class PackageSettings(_Section):
+    """Packages that runs ask for."""
+
+    enabled: bool = Field(default=True, description="whether a run may have requirements")
+    index_url: SecretStr | None = Field(
+        default=None, description="the package index; as uv's environment variables say unless set"
+    )
+    max_bytes: int = Field(default=1 << 30, ge=1 << 20, description="installed size of one set of packages, bytes")
+    cache_bytes: int = Field(
+        default=4 << 30, ge=1 << 20, description="size of the sets that are kept, and of the wheels, bytes each"
+    )
+    reuse_s: float = Field(default=86_400.0, ge=0, description="age at which a set is resolved anew, s")
+    resolve_timeout_s: float = Field(default=120.0, gt=0, description="time to resolve and install a set, s")
+
+
 class StreamSettings(_Section):
     """Event streams."""
 
@@ -131,6 +146,7 @@ class Settings(BaseSettings):
     limits: LimitSettings = LimitSettings()
     maximum: MaximumSettings = MaximumSettings()
     sandbox: SandboxSettings = SandboxSettings()
+    packages: PackageSettings = PackageSettings()
     streams: StreamSettings = StreamSettings()
     flow: FlowSettings = FlowSettings()
 

@@ -6,5 +6,6 @@ of the service, and `pod.py`, which follows one run.
 
 from .host import HostCheck, State, inspect_host
 from .local import LocalSandbox
+from .resolver import PackageOptions, uv_binary
 
-__all__ = ["HostCheck", "LocalSandbox", "State", "inspect_host"]
+__all__ = ["HostCheck", "LocalSandbox", "PackageOptions", "State", "inspect_host", "uv_binary"]

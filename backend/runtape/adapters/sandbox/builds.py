@@ -24,7 +24,7 @@ from typing import Final
 
 from runtape.domain.source import Source
 
-from .runtimes import InstalledRuntime
+from .runtimes import InstalledRuntime, identity
 
 _DIGEST_BYTES: Final = 32
 _LENGTH_BYTES: Final = 8
@@ -103,7 +103,7 @@ def build_name(runtime: InstalledRuntime, source: Source) -> str:
     """Return the name of what `runtime` makes of `source`: equal only when its compiler sees the same in all."""
     parts = [
         *(runtime.runtime.lang, runtime.runtime.version, platform.machine()),
-        *(runtime.binary, _identity(runtime.binary)),
+        *(runtime.binary, identity(runtime.binary)),
         *(str(len(runtime.compile)), *runtime.compile),
         *(str(len(runtime.env)), *(text for pair in runtime.env for text in pair)),
         source.script,
@@ -116,12 +116,3 @@ def build_name(runtime: InstalledRuntime, source: Source) -> str:
         digest.update(len(content).to_bytes(_LENGTH_BYTES, "big"))
         digest.update(content)
     return digest.hexdigest()
-
-
-def _identity(binary: str) -> str:
-    """Return what changes when a compiler is upgraded in place; empty when it is gone, and so makes nothing."""
-    try:
-        state = os.stat(binary)
-    except OSError:
-        return ""
-    return f"{state.st_size} {state.st_mtime_ns}"

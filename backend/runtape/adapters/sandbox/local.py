@@ -31,29 +31,50 @@ itself was killed; the next one sweeps them.
 
 import asyncio
 import hashlib
+import math
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Self
 
+import structlog
+
 from runtape.domain.ids import ExecutionId
 from runtape.domain.limits import Limits
-from runtape.domain.outcome import Outcome, OutcomeKind
-from runtape.domain.tape import Record
+from runtape.domain.outcome import Outcome, OutcomeKind, Phase
+from runtape.domain.tape import RECORD_BYTES, Record, Stream
 from runtape.ports.errors import SandboxUnavailable, Transient
 from runtape.ports.pod_runtime import PodEnded, PodKey, PodSpec, Runtime
 
 from . import gvisor, native
 from .builds import Builds
+from .bytecode import BytecodeOutput
 from .compiled_pod import CompiledPod
 from .keeper import wire
-from .order import BOXES_PER_SLOT, make_opening, make_order, make_trial_order, null_byte_in, started, warmable
+from .layers import Layer
+from .order import (
+    BOXES_PER_SLOT,
+    BYTECODE_LIMITS,
+    make_bytecode_order,
+    make_opening,
+    make_order,
+    make_trial_order,
+    null_byte_in,
+    started,
+    warmable,
+)
+from .packages import Packages
 from .pod import CANCELLED, Pod
 from .pool import BoxPool, InterpreterLost
+from .resolver import PackageOptions, Unresolved
 from .runtimes import InstalledRuntime, detect
 
 _BOXES_TO_TRY: Final = 4
+_OURS: Final = PodKey(ExecutionId("ours"), 0)
+"""Key of a pod that runs a program of our own, and is in no list."""
+
+log = structlog.get_logger(__name__)
 
 
 class LocalSandbox:
@@ -74,6 +95,7 @@ class LocalSandbox:
         default_limits: Limits | None = None,
         lock_timeout_s: float = 10.0,
         builds_bytes: int = 512 << 20,
+        packages: PackageOptions | None = None,
     ) -> None:
         """Prepare, without touching anything yet.
 
@@ -85,7 +107,8 @@ class LocalSandbox:
         boxes itself: slower, no less tight.  Without `warm` every program starts an interpreter of its own, which then
         has its own address layout and hash seed.  `lock_timeout_s` is how long to wait for the programs of an earlier
         service on this data folder to be dead.  `builds_bytes` bounds the compiled programs that are kept in `data_dir`
-        for the next run of the same source.
+        for the next run of the same source.  `packages` says how requirements are had; without it a source must have
+        none.
         """
         self._boxes_per_slot = boxes_per_slot
         self._own_kernel = own_kernel
@@ -97,6 +120,10 @@ class LocalSandbox:
         self._armed_boxes = armed_boxes if armed_boxes is not None else 2 * (os.cpu_count() or 1)
         self._default_limits = default_limits or Limits()
         self._builds = Builds(self._data_dir / "builds", builds_bytes)
+        self._packages = (
+            Packages(self._data_dir / "packages", packages, self._compile_in_box) if packages is not None else None
+        )
+        self._preparing: set[asyncio.Task[None]] = set()
         self._installed: dict[tuple[str, str], InstalledRuntime] = {}
         self._pool: BoxPool | None = None
         self._pods: dict[PodKey, Pod | CompiledPod] = {}
@@ -126,6 +153,8 @@ class LocalSandbox:
                 fix = "apt install runsc, or see https://gvisor.dev/docs/user_guide/install/"
                 raise SandboxUnavailable(f"gVisor is asked for, and there is no runsc on PATH; to fix it: {fix}")
         instance = hashlib.sha256(os.fsencode(self._data_dir)).hexdigest()[:12]
+        if self._packages is not None:
+            await asyncio.to_thread(self._packages.prepare)
         opening = make_opening(
             instance,
             found,
@@ -134,6 +163,7 @@ class LocalSandbox:
             warm=self._warm,
             own_kernel=self._own_kernel,
             boxes_per_slot=self._boxes_per_slot,
+            layers=self._packages.shown if self._packages is not None else None,
         )
         newest = opening.zygotes[0][0] if opening.zygotes else ""
         pool = BoxPool(
@@ -147,6 +177,8 @@ class LocalSandbox:
             await pool.open()
             if self._own_kernel:
                 await self._try(pool)
+            if self._packages is not None:
+                await asyncio.to_thread(self._packages.open)
         except BaseException:
             await pool.close()
             raise
@@ -191,6 +223,8 @@ class LocalSandbox:
         try:
             if isinstance(pod, CompiledPod):
                 await pod.start()
+            elif spec.source.requirements:
+                await self._start_with_packages(pod, runtime, spec)
             else:
                 order = make_order(runtime, spec.source, spec.limits, pool.armed)
                 warm = self._warm and warmable(runtime, spec.source, spec.limits, self._default_limits)
@@ -203,7 +237,13 @@ class LocalSandbox:
             raise
 
     async def _begin(
-        self, pod: Pod, pool: BoxPool, limits: Limits, order: wire.Order, runtime: InstalledRuntime | None = None
+        self,
+        pod: Pod,
+        pool: BoxPool,
+        limits: Limits,
+        order: wire.Order,
+        runtime: InstalledRuntime | None = None,
+        layer: str = "",
     ) -> None:
         """Begin a pod in a box that fits `limits`; one in which `runtime` has started where that is in stock."""
         interpreter = runtime.name if runtime is not None else ""
@@ -219,12 +259,82 @@ class LocalSandbox:
                 pool.give_back(box)
                 return
             try:
-                pod.begin(box, pool, started(order, runtime) if runtime is not None and shape.interpreter else order)
+                warm_order = started(order, runtime, layer) if runtime is not None and shape.interpreter else order
+                pod.begin(box, pool, warm_order)
                 return
             except OSError:  # it died in stock
                 pool.release(box)
                 pool.weed()
         raise Transient("boxes die before they can be used")
+
+    # Packages
+
+    async def _start_with_packages(self, pod: Pod, runtime: InstalledRuntime, spec: PodSpec) -> None:
+        """Begin a pod with its packages: at once where they are there, else by a task that gets them first."""
+        if self._packages is None:
+            message = "packages are switched off here (setting packages.enabled)"
+            pod.fail(Outcome(kind=OutcomeKind.SANDBOX_ERROR, reason="packages_disabled", message=message))
+            return
+        layer = self._packages.warm(runtime, spec.source.requirements)
+        if layer is not None:
+            await self._begin_with(layer, pod, runtime, spec)
+            return
+        pod.wait(Phase.RESOLVE)
+        task = asyncio.get_running_loop().create_task(self._prepare(self._packages, pod, runtime, spec))
+        self._preparing.add(task)
+        task.add_done_callback(self._preparing.discard)
+        pod.gone.add_done_callback(lambda _: task.cancel())  # killed, or its lease has ended: nobody needs them
+
+    async def _prepare(self, packages: Packages, pod: Pod, runtime: InstalledRuntime, spec: PodSpec) -> None:
+        """Get the packages of a run and begin it.  It was accepted: what fails from here on is its end."""
+        try:
+            layer = await packages.obtain(runtime, spec.source.requirements)
+            await self._begin_with(layer, pod, runtime, spec)
+        except Unresolved as failure:
+            for start in range(0, len(failure.words), RECORD_BYTES):
+                pod.output.append(Stream.STDERR, 0, failure.words[start : start + RECORD_BYTES])
+            pod.fail(failure.outcome)
+        except Exception as error:
+            log.warning("sandbox.program_not_begun", reason=str(error))
+            pod.fail(Outcome(kind=OutcomeKind.SANDBOX_ERROR, reason="no_box", message=str(error)))
+
+    async def _begin_with(self, layer: Layer, pod: Pod, runtime: InstalledRuntime, spec: PodSpec) -> None:
+        """Begin a pod with the packages in `layer`, which is held for it."""
+        assert self._packages is not None
+        pool, release = self._opened_pool(), self._packages.release
+        order = make_order(runtime, spec.source, spec.limits, pool.armed, layer=layer.folder)
+        warm = self._warm and warmable(runtime, spec.source, spec.limits, self._default_limits)
+        try:
+            await self._begin(pod, pool, spec.limits, order, runtime if warm else None, layer.folder)
+        except BaseException:
+            release(layer)
+            raise
+        pod.gone.add_done_callback(lambda _: release(layer))
+
+    async def _compile_in_box(
+        self,
+        runtime: InstalledRuntime,
+        layer: str,
+        modules: bytes,
+        output: BytecodeOutput,
+        write: Callable[[bytes], None],
+    ) -> None:
+        """Compile modules of a layer in a box of our own, and have what it prints written."""
+        pool = self._opened_pool()
+        pod = Pod(_OURS, BYTECODE_LIMITS, math.inf, lambda _: None, output=output)
+        try:
+            await self._begin(pod, pool, BYTECODE_LIMITS, make_bytecode_order(runtime, layer, modules, pool.armed))
+            while not output.exhausted(0):
+                if printed := output.take_bytes():
+                    pod.resume_reading()
+                    await asyncio.to_thread(write, printed)
+                else:
+                    await output.wait()
+        finally:
+            pod.stop(CANCELLED)
+            await asyncio.shield(pod.gone)
+
+    # While it runs
 
     async def records(self, key: PodKey, after_seq: int = 0) -> AsyncIterator[tuple[Record, ...]]:
         pod = self._pods.get(key)
@@ -295,6 +405,9 @@ class LocalSandbox:
         for pod in self._pods.values():
             pod.stop(CANCELLED)
         await asyncio.gather(*(asyncio.shield(pod.gone) for pod in self._pods.values()))
+        await asyncio.gather(*self._preparing, return_exceptions=True)
+        if self._packages is not None:
+            await self._packages.close()
         if self._pool is not None:
             await self._pool.close()
         for queue in self._watchers:

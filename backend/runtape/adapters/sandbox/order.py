@@ -16,6 +16,8 @@ from .runtimes import PROGRAM, InstalledRuntime, starters
 _SYSTEM_PATH: Final = "/usr/local/bin:/usr/bin:/bin"
 _COMPILER: Final = Limits()
 """What a compiler is granted at least of processes, files and room."""
+BYTECODE_LIMITS: Final = Limits(wall_s=120.0, cpu_s=240.0, memory_mb=1024)
+"""What the compiling of a set of packages is granted: some 2 s for numpy and pandas together."""
 _COMPILE: Final = f'"$@" >&2 && exec cat {PROGRAM}'
 """What the shell of a compiler's box does with the compiler's argv; its exit status is the compiler's."""
 _PROGRAM_FILE: Final = f".tmp{PROGRAM.removeprefix('/tmp')}"
@@ -70,10 +72,11 @@ def make_opening(
     warm: bool = False,
     own_kernel: bool = False,
     boxes_per_slot: int = BOXES_PER_SLOT,
+    layers: Path | None = None,
 ) -> wire.Opening:
     """Return what a keeper needs to know: boxes are armed for `limits`, and made by `programs` if there are any.
 
-    `warm` says whether interpreters are started ahead of their programs.
+    `warm` says whether interpreters are started ahead of their programs; `layers` is the folder with the packages.
     """
     ours = OURS_GVISOR if own_kernel else OURS if programs else OURS_FORKED
     # A runner and, for an instant, its go-between: a lower limit comes with the order.
@@ -83,6 +86,7 @@ def make_opening(
         instance=instance,
         prefixes=tuple(sorted({folder for each in runtimes for folder in each.shown})),
         starters=starters(),
+        layers=str(layers or ""),
         native=str(programs or ""),
         zygotes=tuple((each.name, each.zygote, environment(each)) for each in warmed if each.zygote),
         parked=tuple((each.name, _parking_order(each, limits, ours).packed()) for each in warmed if each.parked),
@@ -134,9 +138,10 @@ def null_byte_in(source: Source) -> str | None:
     return next((place for place, texts in places.items() if any("\0" in text for text in texts)), None)
 
 
-def started(order: wire.Order, runtime: InstalledRuntime) -> wire.Order:
-    """Return `order` for an interpreter that has started already."""
-    return order._replace(argv=(runtime.script.encode(), *order.argv[len(runtime.argv) :]))
+def started(order: wire.Order, runtime: InstalledRuntime, layer: str) -> wire.Order:
+    """Return `order` for an interpreter that has started already; `layer` as for `make_order`."""
+    first = (layer.encode(),) if runtime.zygote else ()
+    return order._replace(argv=(*first, runtime.script.encode(), *order.argv[len(runtime.argv) :]))
 
 
 def compiler_limits(runtime: InstalledRuntime, limits: Limits) -> Limits:
@@ -189,19 +194,24 @@ def make_order(
     limits: Limits,
     armed: ArmedLimits,
     program: bytes | None = None,
+    layer: str = "",
 ) -> wire.Order:
     """Return what a box needs to run `source`, or the `program` that was made of it.
 
+    `layer` is the folder of its packages, as boxes show it; empty when it has none.
     Lone surrogates in texts, which JSON can carry, pass through: the interpreter will complain to their author.
     """
     memory_bytes, processes = _changed(limits, armed)
     files = _files(runtime, source)
     arguments = source.args if runtime.takes_arguments else ()
     env = environment(runtime)
+    if layer:  # for interpreters and scripts that the program starts
+        env[b"PATH"] = f"{layer}/bin:".encode() + env[b"PATH"]
+        env[b"PYTHONPATH"] = layer.encode()
     env.update((_encoded(name), _encoded(value)) for name, value in source.env)
     return wire.Order(
         files=files if program is None else (*files, (_PROGRAM_FILE, program)),
-        argv=(*_argv(runtime.argv, limits), *(_encoded(argument) for argument in arguments)),
+        argv=(*_argv(runtime.argv, limits, layer), *(_encoded(argument) for argument in arguments)),
         env=env,
         rlimits=_rlimits(limits, armed.ours, 0 if armed.grouped else runtime.reserve_mb),
         memory_bytes=memory_bytes,
@@ -210,8 +220,24 @@ def make_order(
     )
 
 
-def _argv(command: Sequence[str], limits: Limits) -> tuple[bytes, ...]:
-    return tuple(part.replace("{memory_mb}", str(limits.memory_mb)).encode() for part in command)
+def _argv(command: Sequence[str], limits: Limits, layer: str = "") -> tuple[bytes, ...]:
+    memory_mb, first = str(limits.memory_mb), f"{layer}:" if layer else ""
+    return tuple(part.replace("{memory_mb}", memory_mb).replace("{layer}", first).encode() for part in command)
+
+
+def make_bytecode_order(runtime: InstalledRuntime, layer: str, modules: bytes, armed: ArmedLimits) -> wire.Order:
+    """Return what a box needs to compile `modules` of a layer; see starters/compile_layer.py."""
+    memory_bytes, processes = _changed(BYTECODE_LIMITS, armed)
+    argv = (runtime.binary, "-I", "-S", "-u", "-W", "ignore", f"{wire.STARTERS}/compile_layer.py", layer)
+    return wire.Order(
+        files=(),
+        argv=tuple(part.encode() for part in argv),
+        env=environment(runtime),
+        rlimits=_rlimits(BYTECODE_LIMITS, armed.ours, 0 if armed.grouped else runtime.reserve_mb),
+        memory_bytes=memory_bytes,
+        processes=processes,
+        stdin=modules,
+    )
 
 
 def _changed(limits: Limits, armed: ArmedLimits) -> tuple[int, int]:

@@ -22,10 +22,11 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 from runtape.domain.limits import Limits
-from runtape.domain.outcome import Outcome, OutcomeKind, Usage
+from runtape.domain.outcome import Outcome, OutcomeKind, Phase, Usage
 from runtape.domain.tape import RECORD_BYTES, Stream
 from runtape.ports.pod_runtime import PodEnded, PodKey
 
@@ -85,6 +86,7 @@ class Pod:
         self._pool: BoxPool | None = None
         self._box: ArmedBox | None = None
         self._stopped_for: Outcome | None = None
+        self._phase = Phase.RUN
         self._reading = False
         self._began_ns = began_ns
         self._started_ns = 0
@@ -107,11 +109,17 @@ class Pod:
 
     # Starting
 
+    def wait(self, phase: Phase) -> None:
+        """Hold the lease before there is a box; what ends the run until `begin` belongs to `phase`."""
+        self._phase = phase
+        self._set_timer()
+
     def begin(self, box: ArmedBox, pool: BoxPool, order: wire.Order) -> None:
         """Hand `order` over and listen.  Raises: OSError, when the box is dead and nothing was started."""
         self._started_ns = time.monotonic_ns() if self._began_ns is None else self._began_ns
         box.hand_over(order)
         self._box, self._pool = box, pool
+        self._phase = Phase.RUN
         self._loop.add_reader(box.channel.fileno(), self._on_told)
         self._read_on()
         if not pool.armed.grouped:
@@ -129,7 +137,7 @@ class Pod:
     def fail(self, outcome: Outcome) -> None:
         """End a run that has no box."""
         if self.ended is None and self._box is None:
-            self._end(outcome, Usage())
+            self._end(outcome, Usage(output_bytes=self.output.total_bytes))
 
     # Output
 
@@ -283,6 +291,8 @@ class Pod:
         if self._timer is not None:
             self._timer.cancel()
         self.output.close()
+        if self._phase is not Phase.RUN:
+            outcome = replace(outcome, phase=self._phase)
         points = None
         if self._with_timeline:
             points = self._timeline.ended(usage) if self._timeline is not None else ()

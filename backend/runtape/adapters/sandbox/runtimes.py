@@ -37,7 +37,7 @@ class InstalledRuntime:
     binary: str
     prefix: str
     argv: tuple[str, ...]
-    """With ``{memory_mb}`` left to fill in; the program's arguments follow, where it `takes_arguments`."""
+    """With ``{memory_mb}`` and ``{layer}`` left to fill in; the program's arguments follow, if it `takes_arguments`."""
     takes_arguments: bool
     compile: tuple[str, ...]
     """What makes `PROGRAM` of the script; empty where the script itself is run."""
@@ -114,9 +114,13 @@ def detect(search_path: Sequence[str] | None = None) -> tuple[list[InstalledRunt
                 unusable = unusable or binary
         if not by_version:
             missing.append(_missing(description, unusable))
-        newest_first = sorted(by_version, key=lambda version: [int(part) for part in version.split(".")], reverse=True)
+        newest_first = sorted(by_version, key=_numbers, reverse=True)
         found.extend(by_version[version] for version in newest_first)
     return found, missing
+
+
+def _numbers(version: str) -> list[float]:
+    return [float(part) for part in version.split(".")]
 
 
 def _missing(description: Mapping[str, Any], unusable: str | None) -> MissingRuntime:
@@ -198,11 +202,18 @@ def _installed(description: Mapping[str, Any], binary: str, version: str) -> Ins
         "script": f"/box/{description['file_name']}",
         "program": PROGRAM,
         "memory_mb": "{memory_mb}",
+        "layer": "{layer}",
         "starters": wire.STARTERS,
     }
     shows = (path.format_map(values) for path in description.get("shows", ()))
     return InstalledRuntime(
-        Runtime(description["lang"], version, description["file_name"], description["example"].lstrip("\n")),
+        Runtime(
+            description["lang"],
+            version,
+            description["file_name"],
+            description["example"].lstrip("\n"),
+            packages=_numbers(version) >= _numbers(description.get("packages_from", "inf")),
+        ),
         binary,
         prefix,
         argv=tuple(part.format_map(values) for part in description["argv"]),
@@ -217,3 +228,12 @@ def _installed(description: Mapping[str, Any], binary: str, version: str) -> Ins
         parked=tuple(part.format_map(values) for part in description.get("parked", ())),
         read_at_start=(*_READ_AT_START, *description.get("read_at_start", ())),
     )
+
+
+def identity(binary: str) -> str:
+    """Return what changes when an executable is upgraded in place; empty when it is gone, and so makes nothing."""
+    try:
+        state = os.stat(binary)
+    except OSError:
+        return ""
+    return f"{state.st_size} {state.st_mtime_ns}"

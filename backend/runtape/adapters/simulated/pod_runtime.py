@@ -24,7 +24,7 @@ from runtape.domain.tape import Record, Stream
 from runtape.ports.pod_runtime import PodEnded, PodKey, PodSpec, Runtime
 
 _RUNTIMES = (
-    Runtime("python", "3.11", "main.py", "print(1)\n"),
+    Runtime("python", "3.11", "main.py", "print(1)\n", packages=True),
     Runtime("bash", "5.2", "main.sh", "echo 1\n"),
 )
 

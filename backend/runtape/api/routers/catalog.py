@@ -7,6 +7,7 @@ from runtape.api.models import ExampleScripts, LimitsAnswer, LimitsOverview, Run
 from runtape.application.runtimes import RuntimeCatalogue
 from runtape.application.submission import FILES, SCRIPT_BYTES
 from runtape.domain.limits import LimitPolicy
+from runtape.domain.source import PackagePolicy
 
 router = APIRouter(route_class=DishkaRoute, tags=["catalog"])
 
@@ -22,7 +23,10 @@ async def example_scripts(response: Response, catalogue: FromDishka[RuntimeCatal
 
 @router.get("/k8s-limits", response_model=LimitsOverview)
 async def limits(
-    response: Response, policy: FromDishka[LimitPolicy], catalogue: FromDishka[RuntimeCatalogue]
+    response: Response,
+    policy: FromDishka[LimitPolicy],
+    packages: FromDishka[PackagePolicy],
+    catalogue: FromDishka[RuntimeCatalogue],
 ) -> LimitsOverview:
     """Give the default and greatest limits of a run, and the runtimes, of the active profile."""
     response.headers["cache-control"] = "public, max-age=300"
@@ -33,7 +37,11 @@ async def limits(
         body_bytes=BODY_BYTES,
         files=FILES,
         supported_runtimes={
-            lang: RuntimeAnswer(versions=[runtime.version for runtime in runtimes], file_name=runtimes[0].file_name)
+            lang: RuntimeAnswer(
+                versions=[runtime.version for runtime in runtimes],
+                file_name=runtimes[0].file_name,
+                packages=packages.enabled and runtimes[0].packages,
+            )
             for lang, runtimes in catalogue.all().items()
         },
     )

@@ -199,6 +199,7 @@ async def cancel_execution(
         "not_terminal",
         "runtime_unknown",
         "version_unknown",
+        "packages_disabled",
         "limit_out_of_range",
         "idempotency_conflict",
         "queue_full",

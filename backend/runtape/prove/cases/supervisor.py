@@ -7,6 +7,7 @@ see, so that only something outside can have followed a link there.
 from collections.abc import Iterator
 
 from runtape.domain.outcome import OutcomeKind
+from runtape.prove import package
 from runtape.prove.case import Case, Ends, Inside, Layer, Outside
 from runtape.prove.ran import Ran
 
@@ -196,6 +197,67 @@ for folder in folders:
         leak("%s is on a writable mount" % folder)
 for path in (sys.executable, os.__file__, "/etc/ld.so.preload", "/etc/ld.so.cache") if len(sys.argv) > 2 else ():
     attempt(path + " can be written", lambda: os.close(os.open(path, os.O_WRONLY)))
+""",
+    ),
+    Case(
+        id="A42b",
+        title="packages of other runs",
+        tries="lists the folder with everybody's packages, opens it in every way, guesses, writes, and looks for names "
+        "in /proc",
+        holds="it knows the folder of its own packages alone, and can change nothing there",
+        layer=Layer.LAYERS,
+        requirements=(package.NAME,),
+        args=("layers",),
+        due_s=20.0,
+        control=Outside(("{outside}",)),
+        program="""
+import os, re, sys
+from inside import attempt, leak, tried
+
+if sys.argv[1] == "layers":
+    from runtape_prove_package import folder as own
+    layers = os.path.dirname(own)
+else:
+    own = layers = sys.argv[1]
+attempt("the layers were listed", lambda: os.listdir(layers))
+attempt("the layers were opened", lambda: os.open(layers, os.O_RDONLY))
+attempt("the layers were listed by descriptor",
+        lambda: os.listdir("/proc/self/fd/%d" % os.open(layers, os.O_PATH | os.O_DIRECTORY)))
+attempt("the layers' mode was changed", lambda: os.chmod(layers, 0o777))
+for guess in ("0" * 32, "f" * 32, "sets", "wheels", ".part"):
+    attempt(guess + " was guessed", lambda: os.stat(layers + "/" + guess))
+attempt("a layer was made", lambda: os.mkdir(layers + "/" + "a" * 32))
+for path in (own + "/new.py", own + "/runtape_prove_package/__init__.py", own + "/__pycache__/new.pyc"):
+    attempt(path + " was written", lambda: os.close(os.open(path, os.O_WRONLY | os.O_CREAT)))
+attempt("a layer was renamed", lambda: os.rename(own, layers + "/" + "b" * 32))
+for name in ("maps", "mountinfo", "mounts", "mountstats", "smaps", "environ"):
+    text = open("/proc/self/" + name, errors="replace").read()
+    tried()
+    for other in set(re.findall("layers/([0-9a-f]{32})", text)) - {os.path.basename(own)}:
+        leak("/proc/self/%s names %s" % (name, other))
+""",
+    ),
+    Case(
+        id="A42c",
+        title="code of a package that runs by itself",
+        tries="brings a .pth file, sitecustomize, usercustomize and setup.py, which report that they run",
+        holds="nothing of a package runs before the program imports it, in a warm interpreter and outside least of all",
+        layer=Layer.LAYERS,
+        requirements=(package.NAME,),
+        times=2,
+        due_s=20.0,
+        args=("import",),
+        control=Inside(args=("site",)),
+        program="""
+import site, sys
+import runtape_prove_package
+from inside import leak, tried
+
+tried()
+if sys.argv[1] == "site":
+    site.addsitedir(runtape_prove_package.folder)
+if "sitecustomize" in sys.modules or "usercustomize" in sys.modules:
+    leak("a customisation was imported")
 """,
     ),
     Case(

@@ -20,6 +20,7 @@ from runtape.application.streaming import Streams
 from runtape.application.submission import Submissions
 from runtape.application.sweeping import Sweeper
 from runtape.domain.limits import LimitPolicy
+from runtape.domain.source import PackagePolicy
 from runtape.ports.admission import AdmissionQueue
 from runtape.ports.clock import Clock, Ids
 from runtape.ports.identity import IdentityStore, PasswordHasher
@@ -61,6 +62,10 @@ class ApplicationProvider(Provider):
     @provide
     def limits(self, settings: Settings) -> LimitPolicy:
         return settings.limit_policy
+
+    @provide
+    def packages(self, settings: Settings) -> PackagePolicy:
+        return PackagePolicy(enabled=settings.packages.enabled)
 
     @provide
     def process_identity(self, ids: Ids) -> ProcessIdentity:

@@ -42,10 +42,11 @@ _ETC: Final = {
 }
 
 
-def enter_own_root(prefixes: Sequence[str], starters: Sequence[tuple[str, bytes]]) -> None:
+def enter_own_root(prefixes: Sequence[str], starters: Sequence[tuple[str, bytes]], layers: str) -> None:
     """Move the calling keeper, already in its own mount namespace, to a root that holds /proc and the image alone.
 
-    `starters` are (name, content) of the files to show in `wire.STARTERS`, all of them executable.
+    `starters` are (name, content) of the files to show in `wire.STARTERS`, all of them executable.  `layers` is the
+    folder to show as `wire.LAYERS`, if any: one mount for all sets of packages, of those that come later too.
     """
     linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
     stage = next(path for path in _STAGES if os.path.isdir(path))
@@ -55,7 +56,7 @@ def enter_own_root(prefixes: Sequence[str], starters: Sequence[tuple[str, bytes]
     linux.pivot_root(stage, stage + _HOST)
     os.chdir("/")
     _bind_proc()
-    _build_image(prefixes, starters)
+    _build_image(prefixes, starters, layers)
     linux.unmount(_HOST)
     os.rmdir(_HOST)
     linux.set_mount_attributes("/", _READ_ONLY | linux.MOUNT_ATTR_NODEV, below=False)
@@ -69,7 +70,7 @@ def _bind_proc() -> None:
         linux.mount(_HOST + "/proc", "/proc", None, linux.MS_BIND | linux.MS_REC)
 
 
-def _build_image(prefixes: Sequence[str], starters: Sequence[tuple[str, bytes]]) -> None:
+def _build_image(prefixes: Sequence[str], starters: Sequence[tuple[str, bytes]], layers: str) -> None:
     linux.mount("image", _IMAGE, "tmpfs", linux.MS_NOSUID, "size=16m,mode=755")
     for folder in ("dev", "etc", "proc", "run", "tmp", WORK_DIRECTORY[1:], wire.STARTERS[1:]):
         os.mkdir(f"{_IMAGE}/{folder}")
@@ -96,14 +97,16 @@ def _build_image(prefixes: Sequence[str], starters: Sequence[tuple[str, bytes]])
                 _write(path[1:], file.read())
     if os.path.isdir(_HOST + "/etc/alternatives"):
         _bind_folder("/etc/alternatives")
+    if layers:
+        _bind_folder(layers, wire.LAYERS)
     for name, content in starters:
         _write(f"{wire.STARTERS[1:]}/{name}", content)
         os.chmod(f"{_IMAGE}{wire.STARTERS}/{name}", 0o555)  # noqa: S103 - nobody may write, here least of all
     linux.set_mount_attributes(_IMAGE, _READ_ONLY)
 
 
-def _bind_folder(path: str) -> None:
-    target = _IMAGE + path
+def _bind_folder(path: str, shown_as: str | None = None) -> None:
+    target = _IMAGE + (shown_as or path)
     os.makedirs(target, mode=0o755, exist_ok=True)
     linux.mount(_HOST + path, target, None, linux.MS_BIND | linux.MS_REC)
     linux.set_mount_attributes(target, _READ_ONLY | linux.MOUNT_ATTR_NODEV)

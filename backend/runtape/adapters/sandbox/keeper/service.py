@@ -83,7 +83,8 @@ class Keeper:
         assemble = seccomp.assemble_for_monitor if opening.own_kernel else seccomp.assemble
         seccomp_filter = assemble(linux.MACHINE)
         try:
-            rootfs.enter_own_root(opening.prefixes, (*opening.starters, *_native_files(opening.native, seccomp_filter)))
+            starters = (*opening.starters, *_native_files(opening.native, seccomp_filter))
+            rootfs.enter_own_root(opening.prefixes, starters, opening.layers)
         except OSError as error:
             raise Refused(f"cannot prepare the sandbox's file system: {error}", _MOUNT_FIX) from error
         self._epoll = select.epoll()

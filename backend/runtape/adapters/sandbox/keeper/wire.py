@@ -61,6 +61,8 @@ class Opening(NamedTuple):
     """Folders of interpreters outside /usr, shown read-only at the same path."""
     starters: tuple[tuple[str, bytes], ...]
     """(name, content) of the files that are shown in STARTERS."""
+    layers: str
+    """Folder that is shown as LAYERS; empty where there are no packages."""
     native: str
     """Folder of the programs that `native.build` made; empty where there is no compiler."""
     zygotes: tuple[tuple[str, tuple[str, ...], dict[bytes, bytes]], ...]
@@ -165,6 +167,8 @@ class Reaped(NamedTuple):
 
 STARTERS: Final = "/runtape"
 """Folder inside a box with the files that start an interpreter."""
+LAYERS: Final = "/runtape/layers"
+"""Folder inside a box with the packages of all runs, each set under a name that nobody can guess or list."""
 
 
 _ORDER: Final = struct.Struct("=QQIIII")

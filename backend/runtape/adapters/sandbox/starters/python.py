@@ -1,9 +1,9 @@
 """Runs a script as ``python script.py`` would, without the 2 to 4 ms of `site`.
 
-Called as ``python -E -s -S -u python.py LIBRARIES SCRIPT [argument ...]``; LIBRARIES are folders joined by colons.
-They go behind the standard library, but their ``.pth`` files, and ``sitecustomize``, do not run.  `exit`, `quit`
-and `help` are provided, since learners use them.  The script runs in the real ``__main__``, and this file does not
-show in its tracebacks.
+Called as ``python -E -s -S -u python.py LIBRARIES SCRIPT [argument ...]``; LIBRARIES are folders joined by colons,
+that of the run's own packages first.  They go behind the standard library, but their ``.pth`` files, and
+``sitecustomize``, do not run.  `exit`, `quit` and `help` are provided, since learners use them.  The script runs in the
+real ``__main__``, and this file does not show in its tracebacks.
 """
 
 

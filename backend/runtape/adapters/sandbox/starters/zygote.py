@@ -9,6 +9,9 @@ confined.  It tells that it is armed and waits for its order.  Every page that i
 about 2 us each, and Python writes wherever it looks; so when no order comes at once, it uses the time to do everything
 that a run will need (`rehearse`).
 
+The first argument of an order is the folder of the run's packages, or empty.  Nothing of it is opened before the
+script imports it: ``.pth`` files and ``sitecustomize`` of a package never run.
+
 What a script sees is what ``python script.py`` shows: ``__main__``, its own arguments and environment, no frame of ours
 in the traceback of an error, threads joined and ``atexit`` run at the end, global objects finalised.  Only then
 `os._exit` saves the teardown of the interpreter, which would write to every page of it.
@@ -52,7 +55,8 @@ def _main():
     library = ctypes.PyDLL(sys.argv[1])
     library.runner_argument.restype = library.runner_variable.restype = ctypes.c_char_p
     after_fork = ctypes.pythonapi.PyOS_AfterFork_Child
-    sys.path[1:] += [path for path in sys.argv[2].split(":") if path]
+    first_library = len(sys.path)
+    sys.path += [path for path in sys.argv[2].split(":") if path]
     environment = dict(os.environb)
     logging_started = vars(logging)["_startTime"]
     ours_in_main = ("_main", "_PRELOADED", "_REHEARSAL_AFTER_MS", "__annotations__")
@@ -152,7 +156,9 @@ def _main():
         """Return whether there is a script to run, with arguments and environment as the order has them."""
         if not library.runner_take_order():
             return False
-        sys.argv = [os.fsdecode(text) for text in texts(library.runner_argument)]
+        layer, *sys.argv = [os.fsdecode(text) for text in texts(library.runner_argument)]
+        if layer:
+            sys.path.insert(first_library, layer)
         sys.path[0] = sys.argv[0].rpartition("/")[0]
         wanted = dict(text.split(b"=", 1) for text in texts(library.runner_variable))
         if wanted != environment:
