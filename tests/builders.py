@@ -5,6 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 from runtape.domain import execution as executions
+from runtape.domain.artifact import NO_ARTIFACTS, Artifact, Artifacts
 from runtape.domain.execution import Execution, Idempotency, OnInterrupt, SourceRef, Spec, evolve_all
 from runtape.domain.identity import CredentialKind, Principal, Role, Scope, scopes_of
 from runtape.domain.ids import ExecutionId, ProjectId, UserId
@@ -71,11 +72,21 @@ def started(execution: Execution | None = None, seconds: float = 1) -> Execution
     return evolve_all(execution, executions.start(execution, execution.attempt + 1, OWNER, at, LEASE_TTL))
 
 
-def ended(execution: Execution | None = None, outcome: Outcome = EXITED, last_seq: int = 0) -> Execution:
+def ended(
+    execution: Execution | None = None,
+    outcome: Outcome = EXITED,
+    last_seq: int = 0,
+    artifacts: Artifacts = NO_ARTIFACTS,
+) -> Execution:
     """Return an execution whose live attempt ended with `outcome`."""
     execution = execution or started()
     at = START + timedelta(seconds=2)
-    return evolve_all(execution, executions.finish(execution, execution.attempt, outcome, Usage(), last_seq, at))
+    events = executions.finish(execution, execution.attempt, outcome, Usage(), last_seq, at, artifacts=artifacts)
+    return evolve_all(execution, events)
+
+
+def an_artifact(path: str, sha256: str, size_bytes: int = 1) -> Artifact:
+    return Artifact(path=path, size_bytes=size_bytes, sha256=sha256)
 
 
 def records(*texts: str | bytes, first_seq: int = 1, stream: Stream = Stream.STDOUT) -> list[Record]:

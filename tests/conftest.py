@@ -62,6 +62,12 @@ def _sandbox() -> str | None:
     return "; ".join(missing) or None
 
 
+def _matplotlib() -> str | None:
+    from tests.sandbox.interpreters import why_not_installable
+
+    return why_not_installable("matplotlib")
+
+
 def _server() -> str | None:
     try:
         import runtape.runtime.process  # noqa: F401  # the import is the probe
@@ -81,6 +87,7 @@ PARTS = {
     "sandbox": Part("code can be run in the local sandbox", _sandbox),
     "server": Part("the embedded server with its sandbox", _server),
     "gvisor": Part("gVisor's runsc", _gvisor),
+    "matplotlib": Part("an interpreter with matplotlib from the index", _matplotlib),
     OTHER: Part("skips that name no part", lambda: None),
 }
 

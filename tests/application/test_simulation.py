@@ -32,6 +32,7 @@ from runtape.ports.stores import ExecutionFilter
 from runtape.runtime import consumer
 from tests.application.chaos import Chaos, InlineDatabase, WatchedPods, stop, turns
 from tests.application.world import ALICE, World, a_submission, a_world, body
+from tests.builders import EXITED
 from tests.clocks import CountingIds, ManualClock
 from tests.contract.embedded.basic import quick_place
 from tests.domain.test_execution_machine import NEXT, TERMINAL
@@ -47,6 +48,7 @@ SCRIPTS = (
     "bytes ff00\nend time_limit",
     "print x\nfail gone",
     "print y\nwait never",
+    "leave a/b first\nleave c second\nomit too_large 3\nprint z",
 )
 
 
@@ -218,6 +220,7 @@ async def assert_everything_holds(
         # Whoever is cancelled before the saga began needs none.
         assert saga.step is SagaStep.DONE if saga is not None else execution.attempt == 0
         await assert_told_whole(world, client)
+        await assert_artifacts_are_there(world, client)
     everything = [each.id for each in await world.stores.executions.list(ExecutionFilter(), 1000, None)]
     assert sorted(everything) == sorted(client.id for client in clients if client.id), "a key stands for two runs"
     assert set(await world.pods.list()) == set(), "a pod is left"
@@ -225,6 +228,15 @@ async def assert_everything_holds(
     for each in again:
         await world.until_started(PodKey(each, 1))
     assert len(started) == len(set(started))
+
+
+async def assert_artifacts_are_there(world: World, client: Client) -> None:
+    assert client.id is not None
+    artifacts = (await world.get(client.id)).artifacts
+    found = {each.path: await world.stores.blobs.get(each.sha256) for each in artifacts.kept}
+    ran = client.script.startswith("leave") and (await world.get(client.id)).outcome == EXITED
+    assert found == ({"a/b": b"first\n", "c": b"second\n"} if ran else {})
+    assert [each.count for each in artifacts.left_out] == ([3] if ran else [])
 
 
 async def assert_told_whole(world: World, client: Client) -> None:

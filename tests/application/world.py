@@ -15,6 +15,7 @@ from runtape.adapters.embedded.live_feed import InProcessLiveFeed
 from runtape.adapters.simulated import SimulatedPodRuntime
 from runtape.application.admission import Admission
 from runtape.application.announcing import Announcer
+from runtape.application.artifacts import ArtifactLibrary
 from runtape.application.flow import Flow, Tasks
 from runtape.application.monitoring import PodMonitor
 from runtape.application.queries import Queries
@@ -223,7 +224,8 @@ async def a_world(
             fused=fused,
         )
         library = SourceLibrary(stores.blobs)
-        queries = Queries(executions=stores.executions, tape=stores.tape)
+        artifacts = ArtifactLibrary(pods=runtime, blobs=stores.blobs)
+        queries = Queries(executions=stores.executions, tape=stores.tape, library=artifacts)
         catalogue = RuntimeCatalogue()
         await catalogue.load(pods)
         admission = Admission(queue=queue, sagas=stores.sagas, flow=flow, announcer=announcer, clock=clock)
@@ -238,7 +240,9 @@ async def a_world(
             tasks=tasks,
             clock=clock,
         )
-        monitor = PodMonitor(pods=runtime, tape=stores.tape, worker=worker, flow=flow, tasks=tasks, clock=clock)
+        monitor = PodMonitor(
+            pods=runtime, tape=stores.tape, library=artifacts, worker=worker, flow=flow, tasks=tasks, clock=clock
+        )
         results = ResultProcessor(tape=stores.tape, announcer=announcer, clock=clock)
         sweeper = Sweeper(
             executions=stores.executions,

@@ -49,6 +49,10 @@ class Reply:
         self._writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + data)
         await self._writer.drain()
 
+    async def content(self, data: bytes) -> None:
+        self._writer.write(b"HTTP/1.1 200 X\r\nContent-Length: %d\r\n\r\n%b" % (len(data), data))
+        await self._writer.drain()
+
     async def stream(self, *pieces: bytes) -> None:
         """Send pieces of an event stream, after its head when they are the first."""
         if not self._streaming:

@@ -133,6 +133,23 @@ def test_timeline_is_shown_as_bars_or_told_as_points(shared: Path, tmp_path: Pat
     assert json.loads(runtape("run", spin, "--json", "--data", shared).stdout)["timeline"] is None
 
 
+def test_files_out_are_named_saved_and_listed(shared: Path, tmp_path: Path) -> None:
+    text = "import os\nos.makedirs('out/a'); open('out/a/b', 'wb').write(bytes(3000))\nopen('out/ü', 'w').write('x')\n"
+    done = runtape(
+        "run", script(tmp_path, text + "os.mkfifo('out/p')"), "--data", shared, "--artifacts", tmp_path / "new/kept"
+    )
+    told = done.stderr.decode().splitlines()
+    assert told[:3] == ["runtape: out/a/b, 2.9 KiB", "runtape: out/ü, 1 B", "runtape: not kept: 1 (no regular file)"]
+    assert ((tmp_path / "new/kept/a/b").read_bytes(), (tmp_path / "new/kept/ü").read_text()) == (bytes(3000), "x")
+    last = LAST_LINE.search(done.stderr.decode())
+    assert last is not None
+    listed = runtape("artifacts", last["id"], "--data", shared, "--out", tmp_path / "again")
+    assert listed.stdout.decode() == "        3000 a/b\n           1 ü\n"
+    assert (tmp_path / "again/a/b").read_bytes() == bytes(3000)
+    told_json = json.loads(runtape("artifacts", last["id"], "--data", shared, "--json").stdout)
+    assert [each["path"] for each in told_json["artifacts"]] == ["a/b", "ü"]
+
+
 def test_tape_prints_a_past_run_with_its_timing(shared: Path, tmp_path: Path) -> None:
     text = "import sys, time; print('a', flush=True); time.sleep(.2); print('b', file=sys.stderr); sys.exit(3)"
     ran = runtape("run", script(tmp_path, text), "--data", shared)

@@ -13,12 +13,13 @@ from typing import ClassVar
 import pytest
 
 from runtape.adapters.sandbox import LocalSandbox
+from runtape.domain.artifact import LeftOut, LeftOutFor
 from runtape.domain.ids import ExecutionId
 from runtape.domain.limits import Limits
 from runtape.domain.outcome import Outcome, OutcomeKind
 from runtape.domain.source import Source
 from runtape.domain.tape import RECORD_BYTES, Record, Stream
-from runtape.ports.pod_runtime import PodEnded, PodKey, PodRuntime, PodSpec
+from runtape.ports.pod_runtime import PodArtifact, PodEnded, PodKey, PodRuntime, PodSpec
 
 ENDED_WITHIN_S = 20.0
 
@@ -40,6 +41,10 @@ class Program(Enum):
     """Print ``ready`` and a line feed, then wait for ever."""
     SPIN = auto()
     """Use a processor for ever."""
+    LEAVE = auto()
+    """Leave ``a``, with the text ``left`` and a line feed, and ``b/c``, which is empty, and exit with status 3."""
+    LEAVE_AND_WAIT = auto()
+    """Leave ``a``, with the text ``left`` and a line feed, then print ``ready`` and a line feed, and wait for ever."""
     FLOOD = auto()
     """Print ``x`` and a line feed for ever."""
 
@@ -263,6 +268,49 @@ class PodRuntimeContract(ABC):
         await pods.extend(key, self.lease(0.2))
         assert (await self.end(pods, key)).outcome.reason == "lease_expired"
 
+    async def artifacts(self, pods: PodRuntime, key: PodKey) -> list[PodArtifact]:
+        async with asyncio.timeout(ENDED_WITHIN_S):
+            return [artifact async for artifact in pods.artifacts(key)]
+
+    async def test_files_that_a_program_leaves_can_be_read_until_its_pod_is_removed(self, pods: PodRuntime) -> None:
+        _, ended = await self.run(pods, Program.LEAVE)
+        assert ended.outcome.exit_code == 3
+        assert (ended.artifacts, ended.left_out) == (2, ())
+        for _ in range(2):
+            assert await self.artifacts(pods, ended.key) == [PodArtifact("a", b"left\n"), PodArtifact("b/c", b"")]
+        await pods.remove(ended.key)
+        assert await self.artifacts(pods, ended.key) == []
+
+    async def test_nothing_is_left_by_most_programs_and_by_unknown_pods(self, pods: PodRuntime) -> None:
+        _, ended = await self.run(pods, Program.HELLO)
+        assert (ended.artifacts, ended.left_out) == (0, ())
+        assert await self.artifacts(pods, ended.key) == []
+        assert await self.artifacts(pods, PodKey(ExecutionId("nobody"), 1)) == []
+
+    async def test_files_of_a_program_that_runs_are_not_told(self, pods: PodRuntime) -> None:
+        await pods.start(self.spec(Program.LEAVE_AND_WAIT), 1, self.lease())
+        key = PodKey(ExecutionId("e1"), 1)
+        await self.until_ready(pods, key)
+        assert await self.artifacts(pods, key) == []
+        await pods.kill(key)
+        assert (await self.end(pods, key)).artifacts == 1
+        assert await self.artifacts(pods, key) == [PodArtifact("a", b"left\n")]
+
+    @pytest.mark.parametrize(
+        ("limits", "kept", "left_out"),
+        [
+            (Limits(artifacts=1), ["a"], (LeftOut(LeftOutFor.TOO_MANY, 1),)),
+            (Limits(artifact_bytes=4), ["b/c"], (LeftOut(LeftOutFor.TOO_LARGE, 1),)),
+            (Limits(artifact_bytes=5, artifacts=2), ["a", "b/c"], ()),
+        ],
+    )
+    async def test_files_are_kept_whole_in_the_order_of_their_paths_or_not_at_all(
+        self, pods: PodRuntime, limits: Limits, kept: list[str], left_out: tuple[LeftOut, ...]
+    ) -> None:
+        _, ended = await self.run(pods, Program.LEAVE, limits=limits)
+        assert [artifact.path for artifact in await self.artifacts(pods, ended.key)] == kept
+        assert (ended.artifacts, ended.left_out) == (len(kept), left_out)
+
     async def test_removed_pod_is_forgotten(self, pods: PodRuntime) -> None:
         _, ended = await self.run(pods, Program.HELLO)
         await pods.remove(ended.key)
@@ -333,6 +381,8 @@ class TestLocalSandbox(PodRuntimeContract):
         Program.CAT: "cat",
         Program.WAIT: "echo ready; sleep infinity",
         Program.SPIN: "while :; do :; done",
+        Program.LEAVE: "echo left >out/a; mkdir out/b; : >out/b/c; exit 3",
+        Program.LEAVE_AND_WAIT: "echo left >out/a; echo ready; sleep infinity",
         Program.FLOOD: "exec yes x",
     }
     version: ClassVar[str] = ""

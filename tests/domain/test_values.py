@@ -74,7 +74,24 @@ class TestPaths:
     @pytest.mark.parametrize(
         "path",
         [
-            *("", ".", "./", "a/", "/", "/etc/passwd", "//a", "..", "../a", "a/../b", "a/..", "a\0b", ".tmp", ".tmp/a"),
+            *(
+                "",
+                ".",
+                "./",
+                "a/",
+                "/",
+                "/etc/passwd",
+                "//a",
+                "..",
+                "../a",
+                "a/../b",
+                "a/..",
+                "a\0b",
+                ".tmp",
+                ".tmp/a",
+                "out",
+                "./out",
+            ),
             *("./.tmp/a", "\ud800", "a/\udfff/b", "n" * (NAME_BYTES + 1), "a/" * (PATH_BYTES // 2) + "b", "ä" * 128),
         ],
     )

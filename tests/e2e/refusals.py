@@ -62,6 +62,7 @@ EXECUTE = (
     _path("."),
     _path("a\0b", "NUL"),
     _path(".tmp/x"),
+    _path("out", "artifacts"),
     _path("n" * 256),
     _path("/".join(["d" * 200] * 25)),
     _path("main.py", "script itself"),

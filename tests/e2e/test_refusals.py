@@ -126,7 +126,7 @@ async def test_unknown_path_is_a_problem(client: Client) -> None:
 @pytest.fixture
 async def held(client: Client, simulated: Server) -> AsyncIterator[str]:
     """A run that prints and then waits."""
-    execution_id = await client.execute("print secret\nwait held")
+    execution_id = await client.execute("leave left.txt secret\nprint secret\nwait held")
     async with client.stream(execution_id) as stream:
         await stream.until("output")
     yield execution_id
@@ -139,6 +139,8 @@ ON_EXECUTION: tuple[tuple[str, str], ...] = (
     ("GET", "/executions/{}/result"),
     ("GET", "/executions/{}/output/stdout"),
     ("GET", "/executions/{}/output/stderr"),
+    ("GET", "/executions/{}/artifacts"),
+    ("GET", "/executions/{}/artifacts/left.txt"),
     ("GET", "/executions/{}/events"),
     ("GET", "/events/{}"),
     ("GET", "/events/executions/{}"),

@@ -9,7 +9,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,7 @@ from runtape.domain.outcome import OutcomeKind, Status
 from runtape.domain.saga import SagaStep
 from runtape.domain.tape import Stream
 from runtape.ports.pod_runtime import PodKey
-from runtape.ports.stores import TapeStore
+from runtape.ports.stores import BlobStore, TapeStore
 from tests.process.lives import PATIENCE_S, Installation, Killed, Life, Place
 
 SIDE_BY_SIDE = 4
@@ -45,6 +45,7 @@ class Story:
     tell: Callable[[Life], Awaitable[dict[str, ExecutionId]]]
     ends: dict[str, tuple[Status, OutcomeKind]]
     prints: dict[str, tuple[bytes, ...]]
+    leaves: dict[str, dict[str, bytes]] = field(default_factory=dict[str, dict[str, bytes]])
     allowed: tuple[str, ...] = ()
     running: int = 4
 
@@ -62,7 +63,9 @@ async def printed(life: Life, execution_id: ExecutionId, records: int) -> None:
 
 
 async def completes(life: Life) -> dict[str, ExecutionId]:
-    execution_id = await life.submit(f"print a{LONG}\neprint b\nwait go\nprint c\nexit 3", "completes")
+    execution_id = await life.submit(
+        f"print a{LONG}\neprint b\nleave f/x kept\nleave f/y kept too\nwait go\nprint c\nexit 3", "completes"
+    )
     await printed(life, execution_id, 2)
     life.pods.let("go")
     return {"completes": execution_id}
@@ -98,7 +101,12 @@ async def waits_in_line(life: Life) -> dict[str, ExecutionId]:
 COMPLETED = (Status.COMPLETED, OutcomeKind.EXITED)
 CANCELLED = (Status.CANCELLED, OutcomeKind.CANCELLED)
 STORIES = {
-    "completes": Story(completes, {"completes": COMPLETED}, {"completes": (b"a" + LONG.encode() + b"\nc\n",)}),
+    "completes": Story(
+        completes,
+        {"completes": COMPLETED},
+        {"completes": (b"a" + LONG.encode() + b"\nc\n",)},
+        {"completes": {"f/x": b"kept\n", "f/y": b"kept too\n"}},
+    ),
     "is cancelled": Story(is_cancelled, {"is_cancelled": CANCELLED}, {}),
     "fails of ours": Story(
         fails_of_ours, {"fails": (Status.FAILED, OutcomeKind.SANDBOX_ERROR)}, {"fails": (b"a\n", b"")}
@@ -170,6 +178,7 @@ async def check(installation: Installation, life: Life, story: Story, executions
             assert execution.outcome is not None
             assert (execution.status, execution.outcome.kind) == story.ends[name]
         await check_tape(life, execution, story.prints.get(name))
+        await check_artifacts(life, execution, story.leaves.get(name, {}))
         await check_stream(life, execution)
         started = [key.attempt for key in installation.started if key.execution_id == execution_id]
         leased = [step.attempt for step in execution.history if step.type == ExecutionStarted.type]
@@ -208,6 +217,11 @@ async def check_tape(life: Life, execution: Execution, wanted: tuple[bytes, ...]
     assert hashlib.sha256(data).hexdigest() == summary.stdout_sha256
     if wanted is not None:
         assert data in wanted
+
+
+async def check_artifacts(life: Life, execution: Execution, left: dict[str, bytes]) -> None:
+    blobs: BlobStore = await life.unwatched(BlobStore)
+    assert {each.path: await blobs.get(each.sha256) for each in execution.artifacts.kept} == left
 
 
 async def check_stream(life: Life, execution: Execution) -> None:

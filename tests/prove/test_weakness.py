@@ -42,9 +42,10 @@ def test_strong_sandbox_holds(capfd: pytest.CaptureFixture[str], tmp_path: Path)
         (weakened.NO_CAPABILITY_DROPPED, "capabilities and no_new_privs", "A31", "A37"),
         (weakened.DESCRIPTORS_INHERITED, "closed descriptors and a clean environment", "A26", "A31"),
         (weakened.NOBODY_WATCHES, "memory limit", "A03", "A11"),
+        (weakened.LINKS_FOLLOWED, "supervisor", "A39", "A39b A36"),
         (weakened.TREE_NOT_KILLED, "process namespace and its teardown", "A12", "A09"),
     ],
-    ids=["filter", "network", "mounts", "capabilities", "descriptors", "watch", "teardown"],
+    ids=["filter", "network", "mounts", "capabilities", "descriptors", "watch", "links", "teardown"],
 )
 def test_dropped_layer_is_caught(
     weakness: Weakness,

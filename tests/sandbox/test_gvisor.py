@@ -46,7 +46,7 @@ sys.exit(7)
         sandbox, script, args=("x y", "", "☃"), env={"A": "b"}, stdin=b"in" * 4000, files={"helper.py": b"kept = 'k'"}
     )
     assert result.outcome.exit_code == 7
-    expected = f"['x y', '', '☃'] b {'in' * 4000} k /box ['.tmp', '__pycache__', 'helper.py', 'main.py']\n"
+    expected = f"['x y', '', '☃'] b {'in' * 4000} k /box ['.tmp', '__pycache__', 'helper.py', 'main.py', 'out']\n"
     assert result.stdout.decode() == expected
     assert result.stderr == b"also\n"
 

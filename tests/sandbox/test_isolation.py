@@ -83,7 +83,7 @@ async def test_work_directory_and_tmp_can_be_written(sandbox: LocalSandbox, path
 async def test_program_starts_in_a_work_directory_with_its_files_alone(sandbox: LocalSandbox) -> None:
     files = {"a.txt": b"1", "deep/er/b.bin": b"\0\xff"}
     found = "[sorted(os.listdir('.')), os.getcwd(), list(open('deep/er/b.bin', 'rb').read())]"
-    assert await probe(sandbox, found, files=files) == [[".tmp", "a.txt", "deep", "main.py"], "/box", [0, 255]]
+    assert await probe(sandbox, found, files=files) == [[".tmp", "a.txt", "deep", "main.py", "out"], "/box", [0, 255]]
 
 
 async def test_run_finds_nothing_of_the_run_before(sandbox: LocalSandbox) -> None:
@@ -170,7 +170,7 @@ async def test_environment_holds_nothing_of_the_service(sandbox: LocalSandbox, m
     monkeypatch.setenv("RUNTAPE_SECRET", "canary")
     env = await probe(sandbox, "dict(os.environ)")
     assert isinstance(env, dict)
-    assert {*env} == {"PATH", "HOME", "LANG"}
+    assert {*env} == {"PATH", "HOME", "LANG", "MPLBACKEND"}
     assert env["HOME"] == "/box"
 
 

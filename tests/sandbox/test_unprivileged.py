@@ -31,9 +31,10 @@ def interpreter() -> str | None:
 @pytest.mark.parametrize(
     ("battery", "selected"),
     [
-        ("test_isolation.py", ""),
-        ("test_outcomes.py", ""),
-        ("test_death.py", ""),
+        ("test_isolation.py", "not execd"),
+        ("test_artifacts.py", "forked"),
+        ("test_outcomes.py", "not execd"),
+        ("test_death.py", "not execd"),
         ("test_packages.py", "listed or proc or swept or in_use or bytecode or by_itself or child"),
         ("test_languages.py", "memory or broken"),  # what hangs on limits of address space in place of a cgroup
         ("test_parked.py", "limits or death or fit"),

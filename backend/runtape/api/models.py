@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from runtape.domain.artifact import LeftOutFor
 from runtape.domain.events import Priority
 from runtape.domain.execution import Execution, OnInterrupt
 from runtape.domain.outcome import OutcomeKind, Phase, Status
@@ -20,6 +21,8 @@ _DEFAULT = {
     "disk_mb": 64,
     "inodes": 4096,
     "open_files": 256,
+    "artifact_bytes": 16777216,
+    "artifacts": 100,
 }
 _OUTCOME = {"kind": "exited", "exit_code": 0, "signal": None, "phase": "run", "reason": None, "message": None}
 _USAGE = {
@@ -28,6 +31,11 @@ _USAGE = {
     "cpu_system_ns": 2400000,
     "peak_memory_bytes": 6029312,
     "output_bytes": 6,
+}
+_ARTIFACT = {
+    "path": "figure-1.png",
+    "size_bytes": 18231,
+    "sha256": "2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae",
 }
 _TIMES = {
     "created_at": "2026-01-05T09:30:00.000000Z",
@@ -73,6 +81,8 @@ class LimitsAnswer(Answer):
     disk_mb: int
     inodes: int
     open_files: int
+    artifact_bytes: int
+    artifacts: int
 
 
 class OutcomeAnswer(Answer):
@@ -158,6 +168,23 @@ class ExecutionList(Answer):
     next_cursor: str | None
 
 
+class ArtifactAnswer(Answer):
+    """A file that was kept; it can be downloaded under its path."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+
+
+class ArtifactList(Answer):
+    """The files that were kept, in the order of their paths, and how many were not, by the reason."""
+
+    model_config = _shown({"artifacts": [_ARTIFACT], "artifacts_left_out": {"too_large": 1}})
+
+    artifacts: list[ArtifactAnswer]
+    artifacts_left_out: dict[LeftOutFor, int]
+
+
 class ResultAnswer(Answer):
     """Outcome and output: up to 64 KiB of each stream inline, the URLs give the exact bytes."""
 
@@ -181,7 +208,8 @@ class ResultAnswer(Answer):
             "stderr_sha256": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
             "usage": _USAGE,
             "timeline": [{"t_ns": 11300000, "memory_bytes": 6029312, "cpu_ns": 9500000}],
-            "artifacts": [],
+            "artifacts": [_ARTIFACT],
+            "artifacts_left_out": {"too_large": 1},
             **_TIMES,
         }
     )
@@ -206,7 +234,8 @@ class ResultAnswer(Answer):
     timeline: list[TimelinePointAnswer] | None = Field(
         description="At most 200 points, the last at the end of the run; null unless the request asked for it."
     )
-    artifacts: list[str]
+    artifacts: list[ArtifactAnswer]
+    artifacts_left_out: dict[LeftOutFor, int] = Field(description="how many files were not kept, by the reason")
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
@@ -310,6 +339,8 @@ class LimitsOverview(Answer):
                 "disk_mb": 1024,
                 "inodes": 65536,
                 "open_files": 4096,
+                "artifact_bytes": 67108864,
+                "artifacts": 1000,
             },
             "script_bytes": 1048576,
             "body_bytes": 10485760,

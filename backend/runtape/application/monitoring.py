@@ -4,10 +4,12 @@ from collections.abc import Callable
 
 import structlog
 
+from runtape.application.artifacts import ArtifactLibrary
 from runtape.application.flow import NOTHING, Documents, Flow, Step, Tasks, execution_change
 from runtape.application.retrying import persistently
 from runtape.application.running import Worker
 from runtape.domain import execution as executions
+from runtape.domain.artifact import NO_ARTIFACTS
 from runtape.domain.events import ExecutionEvent
 from runtape.domain.execution import Execution
 from runtape.domain.ids import ExecutionId
@@ -26,9 +28,18 @@ class PodMonitor:
     """Turns the ends of pods into the ends of attempts."""
 
     def __init__(
-        self, *, pods: PodRuntime, tape: TapeStore, worker: Worker, flow: Flow, tasks: Tasks, clock: Clock
+        self,
+        *,
+        pods: PodRuntime,
+        tape: TapeStore,
+        library: ArtifactLibrary,
+        worker: Worker,
+        flow: Flow,
+        tasks: Tasks,
+        clock: Clock,
     ) -> None:
         self._pods = pods
+        self._library = library
         self._tape = tape
         self._worker = worker
         self._flow = flow
@@ -43,9 +54,10 @@ class PodMonitor:
 
     async def finish(self, ended: PodEnded) -> None:
         """Record the end of an attempt; nothing when it was recorded before."""
-        # Its tape first: once the end is stored, a crash would lose what has not reached the tape, and when another
-        # attempt follows, streams leave this one behind.
+        # Its tape first, and its files: once the end is stored, a crash would lose what is not in the store yet, and
+        # when another attempt follows, streams leave this one behind.
         await self._tape.reached(ended.key, ended.last_seq)
+        artifacts = await self._library.keep(ended) if ended.artifacts or ended.left_out else NO_ARTIFACTS
 
         async def decide(documents: Documents) -> Step:
             execution = await documents.execution(ended.key.execution_id)
@@ -59,6 +71,7 @@ class PodMonitor:
                 ended.last_seq,
                 self._clock.now(),
                 ended.timeline,
+                artifacts,
             )
             return Step(changes=(execution_change(execution, events),)) if events else NOTHING
 

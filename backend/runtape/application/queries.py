@@ -3,7 +3,9 @@
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
+from runtape.application.artifacts import ArtifactLibrary
 from runtape.application.results import Result, result_of, summary_of
+from runtape.domain.artifact import Artifact
 from runtape.domain.errors import NotFound
 from runtape.domain.execution import Execution
 from runtape.domain.identity import Principal, Scope
@@ -26,9 +28,10 @@ class Output:
 class Queries:
     """Reads for principals."""
 
-    def __init__(self, *, executions: ExecutionStore, tape: TapeStore) -> None:
+    def __init__(self, *, executions: ExecutionStore, tape: TapeStore, library: ArtifactLibrary) -> None:
         self._executions = executions
         self._tape = tape
+        self._library = library
 
     async def execution(self, principal: Principal, execution_id: ExecutionId) -> Execution:
         """Return the execution.  Raises: NotFound, also when it belongs to another project."""
@@ -67,6 +70,18 @@ class Queries:
         """Yield the bytes `start` to `end` (exclusive) exactly as they were printed."""
         key = PodKey(output.execution.id, output.execution.attempt)
         return self._tape.read_stream(key, output.stream, start, end)
+
+    async def artifact(self, principal: Principal, execution_id: ExecutionId, path: str) -> Artifact:
+        """Return the artifact under exactly that path.  Raises: NotFound."""
+        execution = await self.execution(principal, execution_id)
+        for artifact in execution.artifacts.kept:
+            if artifact.path == path:
+                return artifact
+        raise NotFound(f"execution {execution_id} has no artifact of that path")
+
+    async def artifact_bytes(self, artifact: Artifact, start: int, end: int) -> AsyncIterator[bytes]:
+        """Yield the bytes `start` to `end` (exclusive) exactly as the program left them."""
+        yield (await self._library.content(artifact))[start:end]
 
 
 def _may_see(principal: Principal, execution: Execution) -> bool:

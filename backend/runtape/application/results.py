@@ -4,6 +4,7 @@ from datetime import datetime
 
 import msgspec
 
+from runtape.domain.artifact import Artifact, LeftOutFor
 from runtape.domain.execution import Execution
 from runtape.domain.ids import ExecutionId
 from runtape.domain.outcome import Outcome, Status, TimelinePoint, Usage
@@ -15,7 +16,8 @@ from runtape.ports.stores import HEAD_BYTES, TapeStore, TapeSummary
 class Result(msgspec.Struct, kw_only=True):
     """What a client gets of an execution: inline output up to 64 KiB per stream, URLs for all of it.
 
-    Before the end, ``outcome``, ``usage`` and the digests are null and the output is what is on the tape so far.
+    Before the end, ``outcome``, ``usage`` and the digests are null, the output is what is on the tape so far, and there
+    are no artifacts.
     """
 
     execution_id: ExecutionId
@@ -36,7 +38,8 @@ class Result(msgspec.Struct, kw_only=True):
     stderr_sha256: str | None
     usage: Usage | None
     timeline: tuple[TimelinePoint, ...] | None
-    artifacts: list[str]
+    artifacts: tuple[Artifact, ...]
+    artifacts_left_out: dict[LeftOutFor, int]
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
@@ -89,7 +92,8 @@ def result_of(execution: Execution, summary: TapeSummary) -> Result:
         stderr_sha256=stored.stderr_sha256 if stored else None,
         usage=execution.usage,
         timeline=execution.timeline,
-        artifacts=[],
+        artifacts=execution.artifacts.kept,
+        artifacts_left_out={each.reason: each.count for each in execution.artifacts.left_out},
         created_at=execution.created_at,
         started_at=execution.started_at,
         finished_at=execution.finished_at,

@@ -136,6 +136,7 @@ class Sweeper:
             outcome=outcome,
             usage=execution.usage or Usage(),
             last_seq=execution.last_seq,
+            artifacts=execution.artifacts,
         )
         await self._executions.defer(execution, self._clock.now() + RESULT_DUE)
         await self._flow.handle(self._admission.on_event, again)

@@ -22,6 +22,7 @@ app = App(
 # By import path: a command's module is imported when the command is called, or all of them for the help.
 app.command("runtape.cli.run:run")
 app.command("runtape.cli.tape:tape")
+app.command("runtape.cli.artifacts:artifacts")
 app.command("runtape.cli.up:up")
 app.command("runtape.cli.doctor:doctor")
 app.command("runtape.cli.config:app", name="config", help="Look at the settings.")

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from runtape.cli import submission
+from runtape.cli.artifacts import left_behind, save
 from runtape.cli.cancellation import Cancellation
 from runtape.cli.client import Api
 from runtape.cli.errors import CliError, Interrupted, Refused, Unreachable
@@ -44,6 +45,7 @@ def run(
     timeline: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     as_json: Annotated[bool, Parameter(name="--json", negative=(), show_default=False)] = False,
     quiet: Annotated[bool, Parameter(name=["--quiet", "-q"], negative=(), show_default=False)] = False,
+    artifacts: Path | None = None,
     server: str | None = None,
     api_key: str | None = None,
     data: Path | None = None,
@@ -68,7 +70,8 @@ def run(
         stdin: Pass standard input on; by default when it is not a terminal.
         timeline: Show memory and CPU over the time of the run; the points are in the result that --json prints.
         as_json: Print nothing but the result, as one JSON object.
-        quiet: Leave out the last line about the run.
+        quiet: Leave out the last lines about the run.
+        artifacts: The folder to save the files in that the script leaves in its folder "out".
         server: The server's address; also RUNTAPE_SERVER.  Without one, a server on this machine is used or started.
         api_key: The key for that server; also RUNTAPE_API_KEY.
         data: The folder of the server on this machine; also RUNTAPE_DATA.
@@ -94,6 +97,9 @@ def run(
             timeline=timeline,
         )
         result = execute(body, locator, terminal, show=not as_json)
+        if artifacts is not None:
+            with contextlib.closing(locator.locate()) as api:
+                save(api, result, artifacts)
     except Interrupted as stopped:
         terminal.say(str(stopped))
         return CANCELLED
@@ -110,6 +116,8 @@ def run(
         if timeline:
             terminal.say(chart(result.get("timeline") or ()))
         if not quiet:
+            for line in left_behind(result):
+                terminal.say(line)
             terminal.say(summary(result))
     return exit_code(result.get("outcome"))
 

@@ -10,6 +10,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import ClassVar
 
+from runtape.domain.artifact import NO_ARTIFACTS, Artifacts
 from runtape.domain.ids import EventId, ExecutionId, ProjectId
 from runtape.domain.outcome import Outcome, Status, TimelinePoint, Usage
 
@@ -143,13 +144,14 @@ class ExecutionEnded(ExecutionEvent):
     """The one terminal event of an execution; its subclasses differ in their type alone.
 
     ``last_seq`` is the last record of `attempt`: the tape is complete when it holds all up to there.  ``timeline`` is
-    there when the request asked for it.
+    there when the request asked for it.  The content of `artifacts` is stored before the event is.
     """
 
     outcome: Outcome
     usage: Usage
     last_seq: int
     timeline: tuple[TimelinePoint, ...] | None = None
+    artifacts: Artifacts = NO_ARTIFACTS
 
     @property
     def status(self) -> Status:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
+from runtape.domain.artifact import NO_ARTIFACTS, Artifacts
 from runtape.domain.errors import AlreadyTerminal
 from runtape.domain.events import (
     ENDED_BY_STATUS,
@@ -104,7 +105,7 @@ class Execution:
 
     ``attempt`` is the last one started (0: none).  ``lease`` is set while an attempt is live.  ``due_at`` is when
     the document's owner has to look after it; None once nothing is left to do.  ``last_seq`` is the last record of
-    `attempt`, known once that has ended.
+    `attempt`, known once that has ended; ``artifacts`` are those of the attempt that ended the execution.
     """
 
     id: ExecutionId
@@ -126,6 +127,7 @@ class Execution:
     usage: Usage | None = None
     last_seq: int = 0
     timeline: tuple[TimelinePoint, ...] | None = None
+    artifacts: Artifacts = NO_ARTIFACTS
     result: StoredResult | None = None
     due_at: datetime | None = None
     history: tuple[Lifecycle, ...] = ()
@@ -178,10 +180,12 @@ def finish(
     last_seq: int,
     at: datetime,
     timeline: tuple[TimelinePoint, ...] | None = None,
+    artifacts: Artifacts = NO_ARTIFACTS,
 ) -> list[ExecutionEvent]:
     """End `attempt` with `outcome`; the first end of the live attempt wins, every other is out of date.
 
-    A failure of ours leads to a new attempt instead, while the request allows it and attempts are left.
+    A failure of ours leads to a new attempt instead, while the request allows it and attempts are left; what the
+    lost one has left behind is dropped then.
     """
     if not execution.live or attempt != execution.attempt:
         return []
@@ -197,7 +201,7 @@ def finish(
                 last_seq=last_seq,
             )
         ]
-    return [_ended(execution, outcome, usage, last_seq, at, timeline)]
+    return [_ended(execution, outcome, usage, last_seq, at, timeline, artifacts)]
 
 
 def interrupt(execution: Execution, attempt: int, reason: str, last_seq: int, at: datetime) -> list[ExecutionEvent]:
@@ -276,6 +280,7 @@ def _ended(
     last_seq: int,
     at: datetime,
     timeline: tuple[TimelinePoint, ...] | None = None,
+    artifacts: Artifacts = NO_ARTIFACTS,
 ) -> ExecutionEnded:
     return ENDED_BY_STATUS[outcome.status](
         execution_id=execution.id,
@@ -287,6 +292,7 @@ def _ended(
         usage=usage,
         last_seq=last_seq,
         timeline=timeline,
+        artifacts=artifacts,
     )
 
 
@@ -338,6 +344,7 @@ def evolve(execution: Execution, event: ExecutionEvent) -> Execution:
                 usage=event.usage,
                 last_seq=event.last_seq,
                 timeline=event.timeline,
+                artifacts=event.artifacts,
                 finished_at=event.at,
                 due_at=event.at + RESULT_DUE,
             )

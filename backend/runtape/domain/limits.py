@@ -12,6 +12,8 @@ class Limits:
 
     Units are in the names.  ``output_bytes`` counts stdout and stderr together; ``memory_mb`` counts the
     whole process tree with its tmpfs, in MiB; ``disk_mb`` and ``inodes`` bound the work directory.
+    ``artifact_bytes`` and ``artifacts`` bound what is kept of the files that a program leaves: all of them together,
+    and their number.
     """
 
     wall_s: float = 10.0
@@ -22,6 +24,8 @@ class Limits:
     disk_mb: int = 64
     inodes: int = 4096
     open_files: int = 256
+    artifact_bytes: int = 16 << 20
+    artifacts: int = 100
 
 
 MAXIMUM = Limits(
@@ -33,8 +37,21 @@ MAXIMUM = Limits(
     disk_mb=1024,
     inodes=65_536,
     open_files=4096,
+    artifact_bytes=64 << 20,
+    artifacts=1000,
 )
-MINIMUM = Limits(wall_s=0.1, cpu_s=0.1, memory_mb=16, output_bytes=1, processes=1, disk_mb=1, inodes=16, open_files=16)
+MINIMUM = Limits(
+    wall_s=0.1,
+    cpu_s=0.1,
+    memory_mb=16,
+    output_bytes=1,
+    processes=1,
+    disk_mb=1,
+    inodes=16,
+    open_files=16,
+    artifact_bytes=0,
+    artifacts=0,
+)
 REQUESTABLE = ("wall_s", "cpu_s", "memory_mb", "output_bytes", "processes")
 """The limits that a request may set; the others are the operator's."""
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from runtape.domain.artifact import FOLDER
 from runtape.domain.errors import InvalidPath
 
 PATH_BYTES = 4096
@@ -52,8 +53,8 @@ class Source:
 def checked_path(path: str, field: str) -> str:
     """Return `path` normalised, as a relative path that cannot leave the work directory.
 
-    Raises: InvalidPath, for an absolute path, a ``..`` part, a NUL, an empty or over-long path or name, and
-    for a path under ``.tmp``, which the sandbox keeps for itself.
+    Raises: InvalidPath, for an absolute path, a ``..`` part, a NUL, an empty or over-long path or name, for a path
+    under ``.tmp``, which the sandbox keeps for itself, and for the folder of artifacts itself.
     """
     if "\0" in path:
         raise InvalidPath("a path cannot contain NUL", field=field)
@@ -72,4 +73,6 @@ def checked_path(path: str, field: str) -> str:
         raise InvalidPath(f"a path has at most {PATH_BYTES} bytes, each name at most {NAME_BYTES}", field=field)
     if parts[0] == ".tmp":
         raise InvalidPath(f'"{path}" lies under .tmp, which the sandbox keeps for itself', field=field)
+    if parts == (FOLDER,):
+        raise InvalidPath(f'"{path}" is the folder whose files are kept as artifacts', field=field)
     return "/".join(parts)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+from runtape.domain.artifact import LeftOut
 from runtape.domain.ids import ExecutionId
 from runtape.domain.limits import Limits
 from runtape.domain.outcome import Outcome, TimelinePoint, Usage
@@ -60,6 +61,18 @@ class PodEnded:
 
     None unless the spec asked for it; empty when no program was started.
     """
+    artifacts: int = 0
+    """How many files `PodRuntime.artifacts` yields."""
+    left_out: tuple[LeftOut, ...] = ()
+    """What the program left beside them, within no limit or not as a file."""
+
+
+@dataclass(frozen=True, slots=True)
+class PodArtifact:
+    """A file that a program has left: its path as `artifact_path` has it, and all its bytes."""
+
+    path: str
+    content: bytes
 
 
 class PodRuntime(Protocol):
@@ -88,6 +101,15 @@ class PodRuntime(Protocol):
         larger batches, and the program is stopped (by its full pipe) before more than a few MiB wait.
         One consumer at a time; a later one resumes with `after_seq`, while the pod is not removed.
         A pod that is not known here yields nothing.
+        """
+        ...
+
+    def artifacts(self, key: PodKey) -> AsyncIterator[PodArtifact]:
+        """Yield the files that an ended pod has left, in the order of their paths' bytes; again at each call.
+
+        They are complete when the end is told, within ``limits.artifacts`` and ``limits.artifact_bytes``, and can be
+        read until the pod is removed.  However a program ended, they are those that it left then; none of a pod that
+        was lost rather than ended.  A pod that is not known here yields nothing.
         """
         ...
 

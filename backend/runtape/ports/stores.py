@@ -109,7 +109,7 @@ class ExecutionStore(Protocol):
         ...
 
     async def delete(self, execution_id: ExecutionId) -> None:
-        """Remove the execution with its saga and tape; idempotent."""
+        """Remove the execution with its saga and tape, and its claim on blobs; idempotent."""
         ...
 
 
@@ -130,7 +130,7 @@ class SagaStore(Protocol):
 
 
 class BlobStore(Protocol):
-    """Immutable bytes under the SHA-256 of their content."""
+    """Immutable bytes under the SHA-256 of their content: sources, and artifacts."""
 
     async def put(self, data: bytes) -> str:
         """Store `data` and return its digest in hex; idempotent.  Durable with the next durable commit."""

@@ -1,7 +1,8 @@
 """A program that was run, as it is seen from outside."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from runtape.domain.limits import Limits
 from runtape.domain.outcome import Outcome, Usage
@@ -25,6 +26,10 @@ class Ran:
     """Whether it had not ended when it was due, and was killed."""
     ended_s: float = 0.0
     """When its end was told, on the boot clock."""
+    artifacts: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
+    """The files that it left and that were kept, by their paths."""
+    left_out: Mapping[str, int] = field(default_factory=dict[str, int])
+    """How many were not kept, by the reason."""
     namespace: int = 0
     """Number of its pid namespace, as it saw it itself; 0 when it could not tell."""
 

@@ -104,6 +104,7 @@ class Running:
     async def _remove(self, *, overdue: bool) -> Ran:
         if not overdue:
             await self._reading
+        artifacts = {file.path: file.content async for file in self._runs.pods.artifacts(self.key)}
         await self._runs.pods.remove(self.key)
         end = await self._runs.ended(self.key)
         self._runs.forget(self.key)
@@ -117,6 +118,8 @@ class Running:
             limits=self._program.limits,
             wall_s=end.monotonic_s - self._started_s,
             ended_s=end.boot_s,
+            artifacts=artifacts,
+            left_out={each.reason: each.count for each in end.pod.left_out},
             namespace=self.namespace,
         )
 

@@ -63,6 +63,8 @@ class LimitSettings(_Section):
     disk_mb: int = Field(default=64, ge=1, description="size of the work directory, MiB")
     inodes: int = Field(default=4096, ge=16, description="files and folders in the work directory")
     open_files: int = Field(default=256, ge=16, description="open files per process")
+    artifact_bytes: int = Field(default=16 << 20, ge=0, description="files kept of those that a run leaves, bytes")
+    artifacts: int = Field(default=100, ge=0, description="files kept of those that a run leaves; 0 keeps none")
 
     def limits(self) -> Limits:
         """Return them as the domain's value."""
@@ -80,6 +82,10 @@ class MaximumSettings(LimitSettings):
     disk_mb: int = Field(default=MAXIMUM.disk_mb, ge=1, description="size of the work directory, MiB")
     inodes: int = Field(default=MAXIMUM.inodes, ge=16, description="files and folders in the work directory")
     open_files: int = Field(default=MAXIMUM.open_files, ge=16, description="open files per process")
+    artifact_bytes: int = Field(
+        default=MAXIMUM.artifact_bytes, ge=0, description="files kept of those that a run leaves, bytes"
+    )
+    artifacts: int = Field(default=MAXIMUM.artifacts, ge=0, description="files kept of those that a run leaves")
 
 
 class SandboxSettings(_Section):

@@ -8,12 +8,13 @@ from datetime import timedelta
 
 import pytest
 
+from runtape.domain.artifact import Artifacts
 from runtape.domain.execution import SourceRef
 from runtape.domain.ids import ExecutionId
 from runtape.domain.tape import RECORD_BYTES, Record, Stream
 from runtape.ports.pod_runtime import PodKey
 from runtape.ports.stores import HEAD_BYTES, TapeSummary
-from tests.builders import EXECUTION, an_execution, records, requested
+from tests.builders import EXECUTION, an_artifact, an_execution, ended, records, requested, started
 from tests.contract.suites.stores import Stores, StoresBasic, over, stored
 
 KEY = PodKey(EXECUTION, 1)
@@ -194,6 +195,25 @@ class BlobStoreContract(StoresBasic):
         young = await stores.blobs.put(b"young")
         assert await stores.blobs.sweep(stores.clock.now() - timedelta(seconds=30)) == 1
         assert [await stores.blobs.get(sha256) for sha256 in (kept, old, young)] == [b"kept", None, b"young"]
+
+    async def test_a_sweep_leaves_the_artifacts_of_every_execution_that_is_there(self, stores: Stores) -> None:
+        own, shared, none = [await stores.blobs.put(data) for data in (b"own", b"shared", b"none")]
+        left = [Artifacts(kept=tuple(an_artifact(path, sha256) for path, sha256 in (("a", own), ("b", shared))))]
+        left.append(Artifacts(kept=(an_artifact("a", shared), an_artifact("c", shared))))
+        held = [
+            over(ended(started(requested(an_execution(name))), artifacts=artifacts))
+            for name, artifacts in zip(("one", "two"), left, strict=True)
+        ]
+        await stored(stores, *held)
+        assert [await stores.executions.get(each.id) for each in held] == held
+        stores.clock.advance(60)
+        found: list[list[bytes | None]] = []
+        for deleted in (None, held[0], held[1]):
+            if deleted is not None:
+                await stores.executions.delete(deleted.id)
+            await stores.blobs.sweep(stores.clock.now() - timedelta(seconds=30))
+            found.append([await stores.blobs.get(sha256) for sha256 in (own, shared, none)])
+        assert found == [[b"own", b"shared", None], [None, b"shared", None], [None, None, None]]
 
     async def test_storing_again_makes_it_young_again(self, stores: Stores) -> None:
         sha256 = await stores.blobs.put(b"again")

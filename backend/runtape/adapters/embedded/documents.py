@@ -177,6 +177,7 @@ class SqliteExecutionStore:
             c.execute("delete from execution where id = ?", (execution_id,))
             c.execute("delete from saga where execution_id = ?", (execution_id,))
             c.execute("delete from tape where execution_id = ?", (execution_id,))
+            c.execute("delete from artifact where execution_id = ?", (execution_id,))
             # The newest row stays, whosesoever it is: SQLite would give its offset again, to a message that the
             # consumers would take for one they have seen.
             c.execute("delete from log where key = ? and offset < (select max(offset) from log)", (execution_id,))
@@ -304,6 +305,9 @@ def _merge(changes: Sequence[Change]) -> list[Change]:
 
 
 def _write_execution(c: sqlite3.Connection, execution: Execution, expected_version: int) -> None:
+    if execution.artifacts.kept:
+        rows = [(execution.id, artifact.sha256) for artifact in execution.artifacts.kept]
+        c.executemany("insert or ignore into artifact values (?,?)", rows)
     due_at = execution.due_at and execution.due_at.timestamp()
     lease_expires_at = execution.lease and execution.lease.expires_at.timestamp()
     if expected_version == 0:

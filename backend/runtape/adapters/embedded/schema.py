@@ -2,7 +2,8 @@
 
 Documents are JSON in ``doc``.  What is searched or changed apart from the version stands in columns beside it:
 they are written from the document, and win over it where a column can move alone (``due_at``,
-``lease_expires_at``, ``idempotency_key``).  docs/decisions/0003 has the measurement against generated columns.
+``lease_expires_at``, ``idempotency_key``).  ``artifact`` tells which blobs documents refer to beside their source.
+docs/decisions/0003 has the measurement against generated columns.
 """
 
 STORE_SCHEMA: tuple[str, ...] = (
@@ -50,6 +51,12 @@ STORE_SCHEMA: tuple[str, ...] = (
         created_at real not null,
         data blob not null
     )""",
+    """create table if not exists artifact (
+        execution_id text not null,
+        sha256 text not null,
+        primary key (execution_id, sha256)
+    ) without rowid""",
+    "create index if not exists artifact_blob on artifact (sha256)",
     """create table if not exists log (
         offset integer primary key,
         topic text not null,

@@ -16,6 +16,8 @@ from runtape.ports.stores import HEAD_BYTES, TapeSummary
 _STREAMS = (Stream.STDOUT, Stream.STDERR)
 _NUMBER = {stream: number for number, stream in enumerate(_STREAMS)}
 PAGE_BYTES = 1 << 20
+HASHED_AT_ONCE_BYTES = 256 << 10
+"""Larger blobs are hashed in a thread: 16 MiB would hold up everybody else for tens of ms."""
 CLOSED = 32
 """Summaries of closed tapes that are kept until they are asked for, which a run's result does at once; only of
 those whose every append was told to be committed."""
@@ -220,6 +222,10 @@ def _read_stream_page(
     return page
 
 
+def _digest_of(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
 class SqliteBlobStore:
     """`BlobStore` over the `blob` table."""
 
@@ -228,7 +234,8 @@ class SqliteBlobStore:
         self._clock = clock
 
     async def put(self, data: bytes) -> str:
-        sha256 = hashlib.sha256(data).hexdigest()
+        large = len(data) > HASHED_AT_ONCE_BYTES
+        sha256 = await asyncio.to_thread(_digest_of, data) if large else _digest_of(data)
         now = self._clock.now().timestamp()
         # The time is renewed, so that a sweep cannot take a blob between this and the document that names it.
         upsert = "insert into blob values (?,?,?) on conflict (sha256) do update set created_at = excluded.created_at"
@@ -250,7 +257,8 @@ class SqliteBlobStore:
             lambda c: (
                 c.execute(
                     "delete from blob where created_at < ?"
-                    " and not exists (select 1 from execution where blob_sha256 = blob.sha256)",
+                    " and not exists (select 1 from execution where blob_sha256 = blob.sha256)"
+                    " and not exists (select 1 from artifact where artifact.sha256 = blob.sha256)",
                     (cutoff,),
                 ).rowcount
             )

@@ -49,11 +49,21 @@ class ArmedBox:
 
     def hear(self) -> wire.Ended | str | None:
         """Return how the program ended, why it could not be started, or None when the box has not told."""
-        try:
-            datagram = self.channel.recv(wire.DATAGRAM_BYTES, socket.MSG_DONTWAIT)
-        except (BlockingIOError, ConnectionResetError):
-            return None
+        datagram = self.receive()
         return wire.told(datagram) if datagram else None
+
+    def collect(self, request: bytes) -> None:
+        """Ask the box, which has told that there are files, to hand them over.  Raises: OSError, when it is dead."""
+        self.channel.send(request)
+
+    def receive(self) -> bytes | None:
+        """Return the box's next message, nothing when there will be no other, None when there is none now."""
+        try:
+            return self.channel.recv(wire.DATAGRAM_BYTES, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return None
+        except ConnectionResetError:
+            return b""
 
     def stop(self) -> None:
         """Have pid 1 kill the program with all it started, and tell its end."""

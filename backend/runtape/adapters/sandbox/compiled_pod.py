@@ -26,10 +26,11 @@ from typing import Final
 
 import structlog
 
+from runtape.domain.artifact import LeftOut
 from runtape.domain.limits import Limits
 from runtape.domain.outcome import Outcome, OutcomeKind, Phase, TimelinePoint, Usage
 from runtape.domain.tape import RECORD_BYTES, Stream
-from runtape.ports.pod_runtime import PodEnded, PodKey, PodSpec
+from runtape.ports.pod_runtime import PodArtifact, PodEnded, PodKey, PodSpec
 
 from .builds import Build, Builds, build_name
 from .keeper import wire
@@ -130,10 +131,16 @@ class CompiledPod:
             self._on_compiled,
             output=self._compiler_output,
             timeline=spec.timeline,
+            collects=False,
         )
         self.ended: PodEnded | None = None
         self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done once nothing of the run is left but its records and its end."""
+
+    @property
+    def artifacts(self) -> list[PodArtifact]:
+        """The files that the program has left; known once it has ended."""
+        return self._stage.artifacts
 
     # Starting
 
@@ -242,9 +249,10 @@ class CompiledPod:
                 peak_memory_bytes=max(usage.peak_memory_bytes, spent.peak_memory_bytes),
                 output_bytes=self.output.total_bytes,
             ),
+            ended.left_out,
         )
 
-    def _end(self, outcome: Outcome, usage: Usage) -> None:
+    def _end(self, outcome: Outcome, usage: Usage, left_out: tuple[LeftOut, ...] = ()) -> None:
         if self._passage is not None:
             self._passage.cancel()  # it may wait for a box that nobody needs any more
         self.output.close()
@@ -254,6 +262,8 @@ class CompiledPod:
             usage=usage,
             last_seq=self.output.last_seq,
             timeline=self._timeline if self._spec.timeline else None,
+            artifacts=len(self.artifacts),
+            left_out=left_out,
         )
         self.gone.set_result(None)
         self._on_ended(self.ended)

@@ -20,7 +20,8 @@ Where there is no C compiler the keeper makes boxes by forking itself (`keeper/f
 
 Who may see what.  The program holds descriptors 0, 1, 2 and sees its work directory and read-only system folders.
 Neither the service's environment nor its memory was ever in a process that a box descends from, since the keeper was
-exec'd.  Nothing here opens a path that a program made.
+exec'd.  Nothing here opens a path that a program made: the files that it leaves come as bytes, from pid 1
+(`collection.py`).
 
 Who dies.  Program: pid 1 kills what it left, and tells.  Pid 1: the kernel kills the tree, the keeper tells.  Zygote:
 its boxes go on, others exec their programs meanwhile.  Keeper or nursery: boxes die with it; `BoxPool` waits for that,
@@ -45,7 +46,7 @@ from runtape.domain.limits import Limits
 from runtape.domain.outcome import Outcome, OutcomeKind, Phase
 from runtape.domain.tape import RECORD_BYTES, Record, Stream
 from runtape.ports.errors import SandboxUnavailable, Transient
-from runtape.ports.pod_runtime import PodEnded, PodKey, PodSpec, Runtime
+from runtape.ports.pod_runtime import PodArtifact, PodEnded, PodKey, PodSpec, Runtime
 
 from . import gvisor, native
 from .builds import Builds
@@ -349,6 +350,12 @@ class LocalSandbox:
                 yield batch
             else:
                 await output.wait()
+
+    async def artifacts(self, key: PodKey) -> AsyncIterator[PodArtifact]:
+        pod = self._pods.get(key)
+        if pod is not None and pod.ended is not None:
+            for artifact in pod.artifacts:
+                yield artifact
 
     async def extend(self, key: PodKey, lease_expires_at: datetime) -> None:
         if key in self._pods:

@@ -6,6 +6,11 @@ every process of the program is dead.  So at that moment all output lies in the 
 run is over, while the kernel still takes the box apart.  To stop a program we ask pid 1 to kill it, and the same
 follows.  Pid 1 holds the write ends of the pipes until its own death: no end of file wakes us in between.
 
+The keeper watches the CPU time, and says when it is used up; the program is then stopped like for any other limit.
+
+A program may have left files.  The box tells so with its end, and hands them over when it is asked to
+(`collection.py`).  How the run ended stands by then: whatever happens meanwhile costs files, and nothing else.
+
 A box of which pid 1 itself is killed tells nothing: by the keeper or the kernel, for a limit, or by us when it does not
 answer.  The keeper then tells its end, with what it used, after it has reaped it.
 
@@ -28,9 +33,11 @@ from typing import Final
 from runtape.domain.limits import Limits
 from runtape.domain.outcome import Outcome, OutcomeKind, Phase, Usage
 from runtape.domain.tape import RECORD_BYTES, Stream
-from runtape.ports.pod_runtime import PodEnded, PodKey
+from runtape.ports.pod_runtime import PodArtifact, PodEnded, PodKey
 
 from .armed_box import ArmedBox
+from .collection import TIMEOUT_S as COLLECTION_TIMEOUT_S
+from .collection import Collection
 from .keeper import wire
 from .order import group_limits
 from .output import Output
@@ -74,10 +81,12 @@ class Pod:
         output: Output | None = None,
         began_ns: int | None = None,
         timeline: bool = False,
+        collects: bool = True,
     ) -> None:
         """Prepare.  `output` and `began_ns` are those of a run that began with another pod, if any did.
 
-        `timeline` asks for memory and CPU time over time.
+        `timeline` asks for memory and CPU time over time.  Without `collects`, or a limit that allows any, the files
+        that the program leaves are of no interest.
         """
         self._loop = asyncio.get_running_loop()
         self._key = key
@@ -96,6 +105,11 @@ class Pod:
         self._wall_due_s = _NEVER_S
         self._cpu_due_s = _NEVER_S
         self._timer: asyncio.TimerHandle | None = None
+        self._seen_cpu_ns = (0, 0)
+        """User and system time at which the keeper found the CPU time used up."""
+        self._collection = Collection(limits) if collects and limits.artifacts else None
+        self._concluded: tuple[Outcome, Usage] | None = None
+        """How the run ended, while its files are on their way."""
         self.output = Output(limits.output_bytes) if output is None else output
         self.ended: PodEnded | None = None
         self.gone: asyncio.Future[None] = self._loop.create_future()
@@ -106,6 +120,11 @@ class Pod:
     @property
     def limits(self) -> Limits:
         return self._limits
+
+    @property
+    def artifacts(self) -> list[PodArtifact]:
+        """The files that the program has left; known once it has ended."""
+        return self._collection.files if self._collection is not None else []
 
     # Starting
 
@@ -142,7 +161,7 @@ class Pod:
     # Output
 
     def _read_on(self) -> None:
-        if self._box is not None and not self._reading:
+        if self._box is not None and not self._reading and self._concluded is None:
             self._reading = True
             self._loop.add_reader(self._box.stdout_fd, self._on_readable, self._box.stdout_fd, Stream.STDOUT)
             self._loop.add_reader(self._box.stderr_fd, self._on_readable, self._box.stderr_fd, Stream.STDERR)
@@ -187,7 +206,8 @@ class Pod:
         """Move the end of the lease.  A timer that is set for the old one finds nothing due and is set anew."""
         sooner = lease_due_s < self._lease_due_s
         self._lease_due_s = lease_due_s
-        if sooner and self._timer is not None and self._stopped_for is None and self.ended is None:
+        waits = self._stopped_for is None and self._concluded is None and self.ended is None
+        if sooner and self._timer is not None and waits:
             self._timer.cancel()
             self._set_timer()
 
@@ -204,8 +224,12 @@ class Pod:
         else:
             if now_s >= self._cpu_due_s and self._box is not None and self._pool is not None:
                 self._cpu_due_s = _NEVER_S
-                self._pool.bound_cpu(self._box, int(self._limits.cpu_s * 1e9))
+                self._pool.bound_cpu(self._box, int(self._limits.cpu_s * 1e9), self._on_over_cpu)
             self._set_timer()
+
+    def _on_over_cpu(self, user_ns: int, system_ns: int) -> None:
+        self._seen_cpu_ns = (user_ns, system_ns)
+        self.stop(_KILLED_BY_KEEPER["cpu"])
 
     # The end
 
@@ -213,7 +237,9 @@ class Pod:
         """Kill the program for `reason`, unless it is being killed already or has ended."""
         if self.ended is not None or self._stopped_for is not None:
             return
-        if self._box is None:
+        if self._concluded is not None:
+            self._finish_collecting()
+        elif self._box is None:
             self.fail(reason)
         else:
             self._stopped_for = reason
@@ -227,6 +253,11 @@ class Pod:
         box = self._box
         if box is None:
             return
+        if self._collection is not None and self._concluded is not None:
+            datagram = box.receive()
+            if datagram is not None and not self._collection.take(datagram):
+                self._finish_collecting()
+            return
         told = box.hear()
         if told is None:
             self._loop.remove_reader(box.channel.fileno())  # killed: the keeper tells the end
@@ -237,6 +268,9 @@ class Pod:
         """Take the end of a box that was killed; what it may have told before still counts."""
         box = self._box
         if box is None or self.ended is not None:
+            return
+        if self._concluded is not None:
+            self._finish_collecting()
             return
         told = box.hear()
         if told is not None:
@@ -253,7 +287,30 @@ class Pod:
             failed = Outcome(kind=OutcomeKind.SANDBOX_ERROR, reason="start_failed", message=message)
             self._close(box, self._stopped_for or failed, 0, 0, 0)
             return
-        self._close(box, self._outcome_of(told), told.cpu_user_ns, told.cpu_system_ns, told.peak_memory_bytes)
+        outcome = self._outcome_of(told)
+        spent = told.cpu_user_ns, told.cpu_system_ns, told.peak_memory_bytes
+        if told.left_files and self._collection is not None:
+            self._begin_collecting(box, self._collection, outcome, self._usage(*spent))
+        else:
+            self._close(box, outcome, *spent)
+
+    def _begin_collecting(self, box: ArmedBox, collection: Collection, outcome: Outcome, usage: Usage) -> None:
+        self._concluded = (outcome, usage)
+        self._pause()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(COLLECTION_TIMEOUT_S, self._finish_collecting)
+        try:
+            box.collect(collection.request())
+        except OSError:  # it was killed just now
+            self._finish_collecting()
+
+    def _finish_collecting(self) -> None:
+        """End the run with the files that have come; a box that has more ends when its channel is closed."""
+        box, concluded = self._box, self._concluded
+        if box is not None and concluded is not None:
+            self._free(box)
+            self._end(*concluded)
 
     def _outcome_of(self, ended: wire.Ended) -> Outcome:
         if self.output.truncated:
@@ -273,19 +330,27 @@ class Pod:
         return Outcome(kind=OutcomeKind.SIGNALLED, signal=number)
 
     def _close(self, box: ArmedBox, outcome: Outcome, user_ns: int, system_ns: int, peak_bytes: int) -> None:
+        self._free(box)
+        usage = self._usage(user_ns, system_ns, peak_bytes)
+        self._end(OUTPUT_CUT if self.output.truncated else outcome, usage)
+
+    def _free(self, box: ArmedBox) -> None:
         self._pause()
         self._loop.remove_reader(box.channel.fileno())
         self._box = None
         if self._pool is not None:
             self._pool.release(box)
-        usage = Usage(
+
+    def _usage(self, user_ns: int, system_ns: int, peak_bytes: int) -> Usage:
+        # Two accounts that differ by ms: one who was stopped for the greater is told the greater.
+        user_ns, system_ns = max((user_ns, system_ns), self._seen_cpu_ns, key=sum)
+        return Usage(
             wall_ns=time.monotonic_ns() - self._started_ns,
             cpu_user_ns=user_ns,
             cpu_system_ns=system_ns,
             peak_memory_bytes=peak_bytes,
             output_bytes=self.output.total_bytes,
         )
-        self._end(OUTPUT_CUT if self.output.truncated else outcome, usage)
 
     def _end(self, outcome: Outcome, usage: Usage) -> None:
         if self._timer is not None:
@@ -296,7 +361,15 @@ class Pod:
         points = None
         if self._with_timeline:
             points = self._timeline.ended(usage) if self._timeline is not None else ()
-        last_seq = self.output.last_seq
-        self.ended = PodEnded(key=self._key, outcome=outcome, usage=usage, last_seq=last_seq, timeline=points)
+        collected = self._collection if self._concluded is not None else None
+        self.ended = PodEnded(
+            key=self._key,
+            outcome=outcome,
+            usage=usage,
+            last_seq=self.output.last_seq,
+            timeline=points,
+            artifacts=len(self.artifacts),
+            left_out=collected.left_out if collected is not None else (),
+        )
         self.gone.set_result(None)
         self._on_ended(self.ended)

@@ -87,6 +87,7 @@ class BoxPool:
         """Interpreters that could not be had, with the loop's time at which to try again."""
         self._failures_of: defaultdict[str, int] = defaultdict(int)
         self._taken: dict[int, tuple[ArmedBox, Callable[[wire.Reaped], None]]] = {}
+        self._over_cpu: dict[int, Callable[[int, int], None]] = {}
         self._orphans: set[ArmedBox] = set()
         """Boxes of a lost keeper whose death is awaited here, as nobody else tells it."""
         self._refill: asyncio.TimerHandle | None = None
@@ -236,6 +237,7 @@ class BoxPool:
     def release(self, box: ArmedBox) -> None:
         """Close a box whose end is known."""
         self._taken.pop(box.number, None)
+        self._over_cpu.pop(box.number, None)
         if box in self._orphans:
             self._forget_orphan(box)
         box.close()
@@ -257,8 +259,12 @@ class BoxPool:
         if self._keeper is not None:
             self._keeper.send("bound", box.number, memory_bytes)
 
-    def bound_cpu(self, box: ArmedBox, cpu_ns: int) -> None:
-        """Have the keeper kill `box` when it has used `cpu_ns`, from now on."""
+    def bound_cpu(self, box: ArmedBox, cpu_ns: int, on_exceeded: Callable[[int, int], None]) -> None:
+        """Have `on_exceeded` called once `box` has used `cpu_ns`, with the user and the system time of that.
+
+        Some time later the keeper kills the box, if it lives.
+        """
+        self._over_cpu[box.number] = on_exceeded
         if self._keeper is not None:
             self._keeper.send("bound_cpu", box.number, cpu_ns)
 
@@ -349,6 +355,10 @@ class BoxPool:
                 box.on_point(*fields[1:])
         elif kind == "reaped":
             self._on_reaped(fields[0], wire.Reaped(*fields[1:]))
+        elif kind == "over_cpu":
+            number, user_ns, system_ns = fields
+            if number in self._over_cpu:
+                self._over_cpu[number](user_ns, system_ns)
         elif kind == "unarmed":
             self._on_unarmed(wire.Shape(*fields[:3]), fields[3])
         elif kind == "open":

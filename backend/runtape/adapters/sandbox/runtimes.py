@@ -88,7 +88,8 @@ class MissingRuntime:
 def starters() -> tuple[tuple[str, bytes], ...]:
     """Return (name, content) of the files that boxes show in `wire.STARTERS`."""
     folder = _HERE / "starters"
-    return tuple((path.name, path.read_bytes()) for path in sorted(folder.glob("*.[pj][ys]")))
+    paths = (path for path in sorted(folder.rglob("*")) if path.suffix in (".py", ".js"))
+    return tuple((str(path.relative_to(folder)), path.read_bytes()) for path in paths)
 
 
 def detect(search_path: Sequence[str] | None = None) -> tuple[list[InstalledRuntime], list[MissingRuntime]]:

@@ -9,6 +9,7 @@ A script's lines are carried out in order:
 ``exit N``                end with outcome `EXITED`; the end of the script is ``exit 0``
 ``end KIND``              end with that `OutcomeKind`
 ``fail REASON``           end with `SANDBOX_ERROR` for that reason
+``leave PATH TEXT``       leave ``TEXT\n`` as an artifact; ``omit REASON N`` leaves that many out for it
 ========================  ==================================================================
 
 Any other line prints what stands between its parentheses, so ``print(1)`` does what it says.
@@ -19,9 +20,10 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from runtape.domain.artifact import LeftOut, LeftOutFor
 from runtape.domain.outcome import Outcome, OutcomeKind, TimelinePoint, Usage
 from runtape.domain.tape import Record, Stream
-from runtape.ports.pod_runtime import PodEnded, PodKey, PodSpec, Runtime
+from runtape.ports.pod_runtime import PodArtifact, PodEnded, PodKey, PodSpec, Runtime
 
 _RUNTIMES = (
     Runtime("python", "3.11", "main.py", "print(1)\n", packages=True),
@@ -38,6 +40,8 @@ class _Pod:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     awaited: str | None = None
     output_bytes: int = 0
+    files: dict[str, bytes] = field(default_factory=dict[str, bytes])
+    left_out: list[LeftOut] = field(default_factory=list[LeftOut])
 
 
 class SimulatedPodRuntime:
@@ -88,6 +92,12 @@ class SimulatedPodRuntime:
                 pod.changed.clear()
                 await pod.changed.wait()
 
+    async def artifacts(self, key: PodKey) -> AsyncIterator[PodArtifact]:
+        pod = self._pods.get(key)
+        if pod is not None and pod.ended is not None:
+            for path, content in sorted(pod.files.items()):
+                yield PodArtifact(path, content)
+
     async def extend(self, key: PodKey, lease_expires_at: datetime) -> None:
         return
 
@@ -136,6 +146,12 @@ class SimulatedPodRuntime:
                 self._print(pod, Stream.STDERR, rest.encode() + b"\n")
             case "bytes":
                 self._print(pod, Stream.STDOUT, bytes.fromhex(rest))
+            case "leave":
+                path, _, text = rest.partition(" ")
+                pod.files[path] = text.encode() + b"\n"
+            case "omit":
+                reason, _, count = rest.partition(" ")
+                pod.left_out.append(LeftOut(LeftOutFor(reason), int(count)))
             case "exit":
                 self._end(key, pod, Outcome(kind=OutcomeKind.EXITED, exit_code=int(rest)))
             case "end":
@@ -154,6 +170,14 @@ class SimulatedPodRuntime:
     def _end(self, key: PodKey, pod: _Pod, outcome: Outcome) -> None:
         usage = Usage(wall_ns=1_000_000, cpu_user_ns=500_000, output_bytes=pod.output_bytes)
         points = (TimelinePoint(usage.wall_ns, usage.peak_memory_bytes, usage.cpu_user_ns),) if pod.timeline else None
-        pod.ended = PodEnded(key=key, outcome=outcome, usage=usage, last_seq=len(pod.records), timeline=points)
+        pod.ended = PodEnded(
+            key=key,
+            outcome=outcome,
+            usage=usage,
+            last_seq=len(pod.records),
+            timeline=points,
+            artifacts=len(pod.files),
+            left_out=tuple(pod.left_out),
+        )
         pod.changed.set()
         self._ends.put_nowait(pod.ended)

@@ -1,18 +1,21 @@
 """Reading, cancelling, retrying and deleting executions."""
 
 import re
-from collections.abc import AsyncIterator
 from datetime import datetime
+from functools import partial
 from typing import Annotated, Any
 
 from dishka.integrations.fastapi import DishkaRoute, FromDishka
-from fastapi import APIRouter, Header, Path, Query, Request
-from fastapi.responses import Response, StreamingResponse
+from fastapi import APIRouter, Header, Path, Query
+from fastapi.responses import Response
 
 from runtape.api.access import PrincipalDep, require
+from runtape.api.downloads import DOWNLOADED, Download, IfNoneMatchHeader, IfRangeHeader, RangeHeader
 from runtape.api.models import (
     EXECUTION_EXAMPLE,
     Accepted,
+    ArtifactAnswer,
+    ArtifactList,
     CancelAnswer,
     CancelRequest,
     EventAnswer,
@@ -21,8 +24,8 @@ from runtape.api.models import (
     ExecutionList,
     ResultAnswer,
 )
-from runtape.api.problems import documented, problem, problem_response
-from runtape.application.queries import Output, Queries
+from runtape.api.problems import documented
+from runtape.application.queries import Queries
 from runtape.application.submission import Submissions
 from runtape.domain.errors import ValidationFailed
 from runtape.domain.identity import Scope
@@ -41,7 +44,6 @@ def _change(*codes: str) -> dict[int | str, dict[str, Any]]:
     return documented(*_ALWAYS, "csrf_failed", *codes)
 
 
-_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})\Z", re.ASCII)
 _CURSOR = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
 PAGE_LIMIT = 200
 
@@ -69,79 +71,56 @@ async def get_result(
 @router.get(
     "/executions/{execution_id}/output/{stream}",
     response_class=Response,
-    responses={
-        200: {
-            "description": "All bytes of the stream",
-            "content": {
-                "application/octet-stream": {"schema": {"type": "string", "format": "binary"}, "example": "1\n"}
-            },
-        },
-        206: {"description": "The bytes that `Range` asks for"},
-        **_READ,
-        **documented("range_not_satisfiable"),
-    },
+    responses={**DOWNLOADED, **_READ, **documented("range_not_satisfiable")},
 )
 async def get_output(
     execution_id: ExecutionIdPath,
     stream: Stream,
-    request: Request,
     principal: PrincipalDep,
     queries: FromDishka[Queries],
-    range_header: Annotated[str | None, Header(alias="Range", examples=["bytes=0-99"])] = None,
-    if_range: Annotated[
-        str | None, Header(description="the `ETag` that the range is meant for", examples=['"6b86b273"'])
-    ] = None,
+    range_header: RangeHeader = None,
+    if_range: IfRangeHeader = None,
+    if_none_match: IfNoneMatchHeader = None,
 ) -> Response:
     """Give the exact bytes that the last attempt printed, as an attachment; one `Range` is understood."""
     require(principal, Scope.READ)
     output = await queries.output(principal, execution_id, stream)
-    headers = {
-        "accept-ranges": "bytes",
-        "content-disposition": f'attachment; filename="{execution_id}.{stream}"',
-    }
-    if output.sha256 is not None:
-        headers["etag"] = f'"{output.sha256}"'
-        if request.headers.get("if-none-match") == headers["etag"]:
-            return Response(status_code=304, headers=headers)
-    size_bytes = output.size_bytes
-    # RFC 9110, 13.1.5: a range of what the client knows is worth nothing once that is another attempt's output.
-    same = if_range is None or if_range == headers.get("etag")
-    chosen = _range(range_header, size_bytes) if range_header is not None and same else None
-    start, end = chosen or (0, size_bytes)
-    if chosen is not None:
-        if start >= end:
-            detail = f"the stream has {size_bytes} bytes; {range_header} lies beyond them"
-            headers["content-range"] = f"bytes */{size_bytes}"
-            return problem_response(problem("range_not_satisfiable", detail, field="Range"), headers)
-        headers["content-range"] = f"bytes {start}-{end - 1}/{size_bytes}"
-    headers["content-length"] = str(end - start)
-    return StreamingResponse(
-        _bytes(queries, output, start, end),
-        status_code=200 if chosen is None else 206,
-        media_type="application/octet-stream",
-        headers=headers,
+    download = Download(f"{execution_id}.{stream}", output.size_bytes, output.sha256)
+    return download.answer(partial(queries.output_bytes, output), range_header, if_range, if_none_match)
+
+
+@router.get("/executions/{execution_id}/artifacts", response_model=ArtifactList, responses=_READ)
+async def list_artifacts(
+    execution_id: ExecutionIdPath, principal: PrincipalDep, queries: FromDishka[Queries]
+) -> ArtifactList:
+    """List the files that the program left in `out`, in the order of their paths; none before the end."""
+    require(principal, Scope.READ)
+    artifacts = (await queries.execution(principal, execution_id)).artifacts
+    return ArtifactList(
+        artifacts=[ArtifactAnswer.model_validate(artifact) for artifact in artifacts.kept],
+        artifacts_left_out={each.reason: each.count for each in artifacts.left_out},
     )
 
 
-async def _bytes(queries: Queries, output: Output, start: int, end: int) -> AsyncIterator[bytes]:
-    async for piece in queries.output_bytes(output, start, end):
-        yield piece
-
-
-def _range(text: str, size_bytes: int) -> tuple[int, int] | None:
-    """Return start and end (exclusive) of a Range header (RFC 9110, 14.1.2).
-
-    Empty when it lies beyond the stream; None when it has to be or may be ignored: another unit, not well-formed,
-    several parts.
-    """
-    found = _RANGE.match(text)
-    if found is None or not (found[1] or found[2]):
-        return None
-    if not found[1]:
-        return max(0, size_bytes - int(found[2])), size_bytes
-    if found[2] and int(found[2]) < int(found[1]):
-        return None
-    return int(found[1]), min(int(found[2]) + 1, size_bytes) if found[2] else size_bytes
+@router.get(
+    "/executions/{execution_id}/artifacts/{path:path}",
+    response_class=Response,
+    responses={**DOWNLOADED, **_READ, **documented("range_not_satisfiable")},
+)
+async def get_artifact(
+    execution_id: ExecutionIdPath,
+    path: Annotated[str, Path(description="as the list has it", examples=["figure-1.png"])],
+    principal: PrincipalDep,
+    queries: FromDishka[Queries],
+    range_header: RangeHeader = None,
+    if_range: IfRangeHeader = None,
+    if_none_match: IfNoneMatchHeader = None,
+) -> Response:
+    """Give the exact bytes of an artifact, as an attachment; one `Range` is understood."""
+    require(principal, Scope.READ)
+    artifact = await queries.artifact(principal, execution_id, path)
+    download = Download(path.rpartition("/")[2], artifact.size_bytes, artifact.sha256)
+    return download.answer(partial(queries.artifact_bytes, artifact), range_header, if_range, if_none_match)
 
 
 @router.get("/executions/{execution_id}/events", response_model=EventList, responses=_READ)

@@ -7,6 +7,7 @@ from dishka import Provider, Scope, provide
 
 from runtape.application.admission import Admission
 from runtape.application.announcing import Announcer
+from runtape.application.artifacts import ArtifactLibrary
 from runtape.application.flow import Flow, Tasks
 from runtape.application.health import Health
 from runtape.application.identity import Identity
@@ -47,6 +48,7 @@ class ApplicationProvider(Provider):
 
     announcer = provide(Announcer)
     library = provide(SourceLibrary)
+    artifacts = provide(ArtifactLibrary)
     catalogue = provide(RuntimeCatalogue)
     queries = provide(Queries)
     submissions = provide(Submissions)

@@ -84,6 +84,8 @@ class Box:
     """What stood on that account before its order, which is no usage of the program."""
     cpu_limit_ns: int = 0
     cpu_check_due_s: float = 0.0
+    stop_asked: bool = False
+    """Whether the service was told that the CPU limit is exceeded."""
     kill_reason: str = ""
     point_pause_s: float = 0.0
     """Time between two points of the timeline that was asked for; 0 where none was."""
@@ -184,7 +186,7 @@ def _become_box(kept: _Kept, shape: wire.Shape, host_uid: int, host_gid: int, co
         linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
         linux.set_hostname(b"runtape")
         _raise_loopback()
-        rootfs.enter_box(shape.disk_bytes, shape.inodes + 2)  # the folder itself and .tmp
+        rootfs.enter_box(shape.disk_bytes, shape.inodes + rootfs.OWN_INODES)
         kept = _close_all_but(kept)
         channel_fd = kept.channel
         for kind, limits in FIXED_LIMITS:

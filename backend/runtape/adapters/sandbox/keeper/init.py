@@ -15,8 +15,9 @@ here, set-uid bits are void, and whatever a loader could be told to load is the 
 
 The end.  Orphans fall to us and are reaped on the way.  When the program itself has ended, what is left of its tree
 is killed and reaped: `kill(-1)` is atomic against fork.  Only then is the end told, so whoever hears it knows that
-no byte will follow in the pipes and that the resource usage is that of the whole tree.  Then this process exits,
-and the kernel removes the namespaces.
+no byte will follow in the pipes and that the resource usage is that of the whole tree.  Then the files that the program
+has left are handed over (`collect.py`), if there are any and the service wants them; this process exits, and the kernel
+removes the namespaces.
 
 To stop a program early the service sends SIGTERM: we kill the tree, and the end takes its usual course with the usage
 complete.  (A program that sends us one kills itself and nobody else.)  If that takes too long we are killed: the kernel
@@ -30,7 +31,7 @@ import signal
 import socket
 from typing import Final, NoReturn
 
-from . import wire
+from . import collect, wire
 from .cgroups import GroupFiles, parse_field
 
 _STDIN: Final = 0
@@ -45,12 +46,17 @@ def serve(channel: socket.socket, group: GroupFiles) -> NoReturn:
     datagram, fds = _receive(channel)
     if not datagram:
         os._exit(0)
+    out = -1
     try:
-        told = _ended(_reap_all(_start(datagram, fds, group)), group)
+        wait_status = _reap_all(_start(datagram, fds, group))
+        out = collect.open_out()
+        told = _ended(wait_status, group, left_files=out >= 0)
     except Exception as error:
         told = wire.failed(f"{type(error).__name__}: {error}")
-    with contextlib.suppress(OSError):  # nobody listens any more: the service has died
+    with contextlib.suppress(OSError):  # nobody listens any more: the service has died, or has no use for the files
         channel.send(told)
+        if out >= 0:
+            collect.hand_over_files(channel, out)
     os._exit(0)
 
 
@@ -65,7 +71,8 @@ def _rehearse(group: GroupFiles) -> None:
     with contextlib.suppress(ValueError):  # of a program without a name, raised before a process is made
         _start(b"\0" + order.packed(), [], group)
     os.unlink(name)
-    _ended(0, group)
+    _ended(0, group, left_files=False)
+    collect.open_out()
 
 
 def _receive(channel: socket.socket) -> tuple[bytes, list[int]]:
@@ -147,7 +154,7 @@ def _kill_tree(*_: object) -> None:
         os.kill(-1, signal.SIGKILL)
 
 
-def _ended(wait_status: int, group: GroupFiles) -> bytes:
+def _ended(wait_status: int, group: GroupFiles, *, left_files: bool) -> bytes:
     """Return the message that tells the end, with what the program and all it started have used."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return wire.Ended(
@@ -156,4 +163,5 @@ def _ended(wait_status: int, group: GroupFiles) -> bytes:
         int(used.ru_stime * 1e9),
         int(os.pread(group.peak_memory, 64, 0)) if group.peak_memory >= 0 else used.ru_maxrss * 1024,
         parse_field(os.pread(group.events, 4096, 0), b"oom_kill") if group.events >= 0 else 0,
+        left_files,
     ).packed()

@@ -33,6 +33,10 @@ BOX_UID: Final = 1000
 WORK_DIRECTORY: Final = "/box"
 TEMPORARY: Final = ".tmp"
 """Name in the work directory of what /tmp shows."""
+OUT: Final = "out"
+"""Name in the work directory of the folder whose files are kept when the program has ended."""
+OWN_INODES: Final = 3
+"""Those of a work directory that are not the program's: the folder itself, `TEMPORARY` and `OUT`."""
 
 _ETC: Final = {
     "passwd": f"user:x:{BOX_UID}:{BOX_UID}::{WORK_DIRECTORY}:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n",
@@ -100,6 +104,7 @@ def _build_image(prefixes: Sequence[str], starters: Sequence[tuple[str, bytes]],
     if layers:
         _bind_folder(layers, wire.LAYERS)
     for name, content in starters:
+        os.makedirs(os.path.dirname(f"{_IMAGE}{wire.STARTERS}/{name}"), exist_ok=True)
         _write(f"{wire.STARTERS[1:]}/{name}", content)
         os.chmod(f"{_IMAGE}{wire.STARTERS}/{name}", 0o555)  # noqa: S103 - nobody may write, here least of all
     linux.set_mount_attributes(_IMAGE, _READ_ONLY)
@@ -140,6 +145,7 @@ def enter_box(disk_bytes: int, inodes: int) -> None:
     options = f"size={disk_bytes},nr_inodes={inodes},mode=700"
     linux.mount("box", work, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, options)
     os.mkdir(f"{work}/{TEMPORARY}", 0o700)
+    os.mkdir(f"{work}/{OUT}", 0o755)
     linux.mount(f"{work}/{TEMPORARY}", f"{_IMAGE}/tmp", None, linux.MS_BIND)
     with contextlib.suppress(PermissionError):
         linux.mount("proc", f"{_IMAGE}/proc", "proc", _PROC_FLAGS, "hidepid=2,subset=pid")

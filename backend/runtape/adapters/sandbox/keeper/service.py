@@ -36,6 +36,8 @@ _MAKING_AT_ONCE: Final = os.cpu_count() or 1
 _HOST_UID_RANGES: Final = (1_900_000_000, 60_000, 30_000)
 """First uids of the ranges to take box uids from, under root; the first that this user namespace maps."""
 _EXPIRY_CHECK_S: Final = 1.0
+_STOP_TIMEOUT_S: Final = 0.5
+"""Time that the service has to stop a program that has used up its CPU time, before the keeper kills it."""
 _CPU_CHECK_S: Final = 0.01
 _CPU_OF_OURS_NS: Final = 5_000_000
 """What our own processes may use on the account of a box; nobody is to be stopped too early for it."""
@@ -262,10 +264,15 @@ class Keeper:
         if box.cpu_limit_ns and now_s >= box.cpu_check_due_s:
             box.cpu_ns = box.group.cpu_ns() if box.group else watchdog.cpu_ns(pids)
             left_ns = box.cpu_limit_ns - (sum(box.cpu_ns) - sum(box.arming_cpu_ns))
-            if left_ns <= -_CPU_OF_OURS_NS:
+            if left_ns > -_CPU_OF_OURS_NS:
+                # All processors together cannot spend what is left any sooner.
+                box.cpu_check_due_s = now_s + max(_CPU_CHECK_S, left_ns / 1e9 / (os.cpu_count() or 1))
+            elif box.stop_asked:
                 box.kill("cpu")
-            # All processors together cannot spend what is left any sooner.
-            box.cpu_check_due_s = now_s + max(_CPU_CHECK_S, left_ns / 1e9 / (os.cpu_count() or 1))
+            else:
+                box.stop_asked = True
+                box.cpu_check_due_s = now_s + _STOP_TIMEOUT_S
+                self._send("over_cpu", box.number, *_used(box))
         if box.point_pause_s and now_s >= box.point_due_s:
             timeline.passed(box, now_s)
             self._send("point", box.number, *timeline.look(box))
@@ -280,10 +287,7 @@ class Keeper:
         self._sampled.discard(box)
         del self._armed[box.number]
         if status != 0:
-            user_ns, system_ns = (
-                max(0, all_ns - arming_ns) for all_ns, arming_ns in zip(box.cpu_ns, box.arming_cpu_ns, strict=True)
-            )
-            reaped = wire.Reaped(box.kill_reason, user_ns, system_ns, box.peak_memory_bytes)
+            reaped = wire.Reaped(box.kill_reason, *_used(box), box.peak_memory_bytes)
             self._send("reaped", box.number, *reaped)
 
     def _bury_all(self) -> None:
@@ -321,6 +325,12 @@ def _sample_due_s(box: Box, now_s: float) -> float:
     if box.point_pause_s:
         dues.append(box.point_due_s)
     return min(dues)
+
+
+def _used(box: Box) -> tuple[int, int]:
+    """Return user and system time that a box has used since it was armed, as it was looked at last."""
+    (user_ns, system_ns), (arming_user_ns, arming_system_ns) = box.cpu_ns, box.arming_cpu_ns
+    return max(0, user_ns - arming_user_ns), max(0, system_ns - arming_system_ns)
 
 
 def _exec_texts(command: tuple[str, ...], environment: dict[bytes, bytes]) -> bytes:

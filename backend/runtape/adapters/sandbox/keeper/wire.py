@@ -8,7 +8,7 @@ Service to keeper:
     ("open", *Opening)                      first, once
     ("arm", *Shape)                         make one more box
     ("bound", box, memory_bytes)            without cgroups: kill `box` when its tree holds more
-    ("bound_cpu", box, cpu_ns)              kill `box` when its tree has used that much, from now on
+    ("bound_cpu", box, cpu_ns)              tell when the tree of `box` has used that much, and kill it some time later
     ("timeline", box)                       tell "point" now and then, until `box` is dead
 Keeper to service:
     ("open", *Opened)                       answer to "open"; or
@@ -16,6 +16,7 @@ Keeper to service:
     ("armed", *Shape, box)                  with BOX_FDS descriptors: order channel, stdout, stderr (read ends that
                                             do not block), pidfd of the box
     ("unarmed", *Shape, what)               one "arm" failed
+    ("over_cpu", box, user_ns, system_ns)   `box` has used up its CPU time
     ("reaped", box, *Reaped)                `box` died without having told its end itself; nothing of it is left
     ("point", box, monotonic_ns, memory_bytes, cpu_ns)
                                             what the tree of `box` holds, and has used since it was armed
@@ -24,6 +25,9 @@ Service to box, once:
     one flag byte, then the packed `Order`, in the datagram or (ORDER_IN_FD) in a memfd; descriptors: [order,] [stdin]
 Box to service: `Ended`, packed, once the program and all it started are dead; or `failed`, when it could not be
     started.
+Service to box, when that says that the program left files: what it takes of them (`collect`); or nothing, and it
+    closes.
+Box to service, for each file: `artifact`, and its bytes by `piece`; then `left_out`, which is the last message.
 """
 
 import fcntl
@@ -149,10 +153,34 @@ class Ended(NamedTuple):
     cpu_system_ns: int
     peak_memory_bytes: int
     oom_kills: int
+    left_files: int
+    """Whether there are files for the service to ask for."""
 
     def packed(self) -> bytes:
         """Return the message of a box that tells this."""
         return _ENDED.pack(_KIND_ENDED, *self)
+
+
+class FileBegins(NamedTuple):
+    """A file that a box hands over; `size_bytes` of content follow."""
+
+    path: bytes
+    size_bytes: int
+
+
+class LeftOut(NamedTuple):
+    """How many files, and folders as one each, a box does not hand over, by the reason."""
+
+    too_large: int = 0
+    too_many: int = 0
+    not_regular: int = 0
+    bad_name: int = 0
+    too_deep: int = 0
+    unreadable: int = 0
+
+    def packed(self) -> bytes:
+        """Return the message of a box that tells this."""
+        return _LEFT_OUT.pack(_KIND_LEFT_OUT, *self)
 
 
 class Reaped(NamedTuple):
@@ -174,11 +202,20 @@ LAYERS: Final = "/runtape/layers"
 _ORDER: Final = struct.Struct("=QQIIII")
 _LIMIT: Final = struct.Struct("=QQQ")
 _LENGTH: Final = struct.Struct("=I")
-_ENDED: Final = struct.Struct("=IiQQQQ")
+_ENDED: Final = struct.Struct("=IiQQQQQ")
 _FAILED: Final = struct.Struct("=II")
+_COLLECT: Final = struct.Struct("=IIQ")
+_ARTIFACT: Final = struct.Struct("=IIQ")
+_LEFT_OUT: Final = struct.Struct("=I6I")
 _KIND_ENDED: Final = ord("e")
 _KIND_FAILED: Final = ord("f")
 _SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+_KIND_COLLECT: Final = ord("c")
+_KIND_ARTIFACT: Final = ord("A")
+_KIND_LEFT_OUT: Final = ord("l")
+_PIECE: Final = struct.pack("=I", ord("p"))
+PIECE_BYTES: Final = DATAGRAM_BYTES - len(_PIECE)
+"""Most bytes of a file in one message."""
 
 
 def failed(what: str) -> bytes:
@@ -202,6 +239,41 @@ def sealed_memfd(content: bytes) -> int:
     os.lseek(fd, 0, os.SEEK_SET)
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
     return fd
+
+
+def collect(files: int, size_bytes: int) -> bytes:
+    """Return the message of a service that takes this much at most of what a program has left."""
+    return _COLLECT.pack(_KIND_COLLECT, files, size_bytes)
+
+
+def collected(datagram: bytes) -> tuple[int, int]:
+    """Return what `collect` made a message of.  Raises: struct.error, when it is none."""
+    _, files, size_bytes = _COLLECT.unpack(datagram)
+    return files, size_bytes
+
+
+def artifact(path: bytes, size_bytes: int) -> bytes:
+    """Return the message that begins a file."""
+    return _ARTIFACT.pack(_KIND_ARTIFACT, len(path), size_bytes) + path
+
+
+def piece(content: bytes) -> bytes:
+    """Return the message that goes on with the file begun last, by 1 to `PIECE_BYTES` bytes."""
+    return _PIECE + content
+
+
+def handed_over(datagram: bytes) -> FileBegins | bytes | LeftOut | None:
+    """Return what begins a file, or a piece of the last one, or what was left out; None for anything else."""
+    kind = datagram[0]
+    if kind == _PIECE[0] and len(datagram) > len(_PIECE):
+        return datagram[len(_PIECE) :]
+    if kind == _KIND_ARTIFACT and len(datagram) > _ARTIFACT.size:
+        _, path_bytes, size_bytes = _ARTIFACT.unpack_from(datagram)
+        path = datagram[_ARTIFACT.size :]
+        return FileBegins(path, size_bytes) if len(path) == path_bytes else None
+    if kind == _KIND_LEFT_OUT and len(datagram) == _LEFT_OUT.size:
+        return LeftOut(*_LEFT_OUT.unpack(datagram)[1:])
+    return None
 
 
 def pack(*message: Any) -> bytes:

@@ -101,6 +101,38 @@ struct ended {
     uint64_t system_ns;
     uint64_t peak_memory_bytes;
     uint64_t oom_kills;
+    uint64_t left_files; /* whether the program has left files, which the service may ask for */
+};
+
+/* Service to pid 1: what it takes of the files that the program has left. */
+struct collect {
+    uint32_t kind; /* 'c' */
+    uint32_t files;
+    uint64_t bytes;
+};
+
+/* Pid 1 to service, for each file in the order of their paths; then what was left out, which is the last message. */
+#define ARTIFACT 'A'
+#define PIECE 'p'
+#define LEFT_OUT 'l'
+#define ARTIFACT_PATH_BYTES 1024
+#define ARTIFACT_DEPTH 32
+struct artifact { /* followed by its path, without a NUL */
+    uint32_t kind;
+    uint32_t path_bytes;
+    uint64_t size;
+};
+struct piece { /* followed by bytes of the last artifact */
+    uint32_t kind;
+};
+struct left_out { /* files, and folders as one each, by the reason */
+    uint32_t kind;
+    uint32_t too_large;
+    uint32_t too_many;
+    uint32_t not_regular;
+    uint32_t bad_name;
+    uint32_t too_deep;
+    uint32_t unreadable;
 };
 
 /* Service to runner: one flag byte, then the order, in the datagram or in a memfd; descriptors: [order,] [stdin]. */

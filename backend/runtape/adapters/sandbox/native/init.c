@@ -1,4 +1,5 @@
-/* Pid 1 of a box: makes the box, waits for the program with all that it started, and tells the end.
+/* Pid 1 of a box: makes the box, waits for the program with all that it started, tells the end, and hands over the
+   files that the program has left (collect.c).
 
    It shares its uid with the program, which can neither see it (hidepid, not dumpable), nor signal it (the kernel drops
    signals to a pid 1 that has no handler), nor change its limits (seccomp), so the program has no way to the channel and
@@ -6,6 +7,7 @@
    course.  A program that sends it kills itself and nobody else. */
 
 #define _GNU_SOURCE
+#include "collect.h"
 #include "runner.h"
 #include "slot.h"
 
@@ -28,11 +30,12 @@ static void default_signals(void) {
 
 static const char *enter_box(uint64_t disk_bytes, uint64_t inodes, bool own_kernel) {
     char options[96];
-    /* Two inodes are ours: the folder itself and .tmp. */
+    /* Three inodes are ours: the folder itself, .tmp and out. */
     snprintf(options, sizeof options, "size=%llu,nr_inodes=%llu,mode=700", (unsigned long long)disk_bytes,
-             (unsigned long long)inodes + 2);
+             (unsigned long long)inodes + 3);
     if (mount("box", WORK_DIRECTORY, "tmpfs", MS_NOSUID | MS_NODEV, options) < 0) return "mount " WORK_DIRECTORY;
     if (mkdir(WORK_DIRECTORY "/.tmp", 0700) < 0) return "mkdir .tmp";
+    if (mkdir(WORK_DIRECTORY "/out", 0755) < 0) return "mkdir out";
     if (mount(WORK_DIRECTORY "/.tmp", "/tmp", NULL, MS_BIND, NULL) < 0) return "mount /tmp";
     if (own_kernel) {
         unsigned long flags = MS_NOSUID | MS_NODEV | MS_NOEXEC;
@@ -178,6 +181,8 @@ void be_init(struct slot *slot, const struct arm *order, struct box *box) {
         ended.peak_memory_bytes = used.ru_maxrss * 1024ull;
     }
     ended.oom_kills = field_in(group[SLOT_EVENTS], "oom_kill") - kills_before;
-    send_with(box->channel, &ended, sizeof ended, NULL, 0);
+    int out = open_out();
+    ended.left_files = out >= 0;
+    if (send_with(box->channel, &ended, sizeof ended, NULL, 0) == 0 && out >= 0) hand_over_files(box->channel, out);
     _exit(0);
 }
