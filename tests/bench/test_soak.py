@@ -87,7 +87,7 @@ async def test_growing_memory_is_seen() -> None:
             await asyncio.sleep(0.02)
 
     found = await findings_with(
-        lambda: growing.append(asyncio.create_task(grow())), Plan(runs=300, seconds=0.0, concurrency=4)
+        lambda: growing.append(asyncio.create_task(grow())), Plan(runs=1000, seconds=0.0, concurrency=4)
     )
     growing[0].cancel()
     assert "in the plain part a service holds +" in found

@@ -24,6 +24,8 @@ PATHS = {
     "/executions/x": {"GET", "DELETE"},
     "/executions/x/result": {"GET"},
     "/executions/x/output/stdout": {"GET"},
+    "/executions/x/artifacts": {"GET"},
+    "/executions/x/artifacts/x": {"GET"},
     "/executions/x/events": {"GET"},
     "/executions/x/cancel": {"POST"},
     "/executions/x/retry": {"POST"},

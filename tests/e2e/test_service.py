@@ -68,7 +68,7 @@ async def test_limits_are_those_that_hold(client: Client) -> None:
         assert (limits["default"][name], limits["maximum"][name]) == (default, maximum), name
         assert (await client.post("/execute", json={**BODY, "limits": {name: maximum}})).status_code == 200, name
     runtimes = limits["supported_runtimes"]
-    assert runtimes["python"] == {"versions": ["3.11"], "file_name": "main.py"}
+    assert runtimes["python"] == {"versions": ["3.11"], "file_name": "main.py", "packages": True}
     examples = (await client.get("/example-scripts")).json()["scripts"]
     assert examples.keys() == runtimes.keys()
 

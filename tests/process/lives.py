@@ -217,7 +217,9 @@ class Life:
         submissions: Submissions = await self.get(Submissions)
         execution_id = await submissions.execute(ALICE, a_submission(script, key, **changes))
         if execution_id not in self.readers:
-            self.readers[execution_id] = asyncio.create_task(self._read(execution_id))
+            reader = self.readers[execution_id] = asyncio.create_task(self._read(execution_id))
+            # Else what it ended with is told by the garbage collector, in the midst of anything.
+            reader.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         return execution_id
 
     async def _read(self, execution_id: ExecutionId) -> None:

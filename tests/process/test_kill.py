@@ -104,7 +104,8 @@ def nothing_left(data: Path, temporary: Path) -> Iterator[None]:
     assert _ours(Path("/proc/self/mountinfo").read_text()) == _ours(mounts)
     assert list(temporary.iterdir()) == []
     left = {path.name for path in data.iterdir()}
-    assert left <= {"runtape.db", "runtape.db-wal", "runtape.db-shm", "local.key", "lock", "sandbox.lock"}, left
+    kept = {"runtape.db", "runtape.db-wal", "runtape.db-shm", "local.key", "lock", "packages", "sandbox.lock"}
+    assert left <= kept, left
 
 
 def _ours(mounts: str) -> list[str]:

@@ -207,6 +207,7 @@ def _installed(description: Mapping[str, Any], binary: str, version: str) -> Ins
         "starters": wire.STARTERS,
     }
     shows = (path.format_map(values) for path in description.get("shows", ()))
+    zygote = description.get("zygote", ()) if _numbers(version) >= _numbers(description.get("zygote_from", "0")) else ()
     return InstalledRuntime(
         Runtime(
             description["lang"],
@@ -225,7 +226,7 @@ def _installed(description: Mapping[str, Any], binary: str, version: str) -> Ins
         shows=tuple(path for path in shows if os.path.isdir(path)),
         reserve_mb=description["reserve_mb"],
         script=values["script"],
-        zygote=tuple(part.format_map(values) for part in description.get("zygote", ())),
+        zygote=tuple(part.format_map(values) for part in zygote),
         parked=tuple(part.format_map(values) for part in description.get("parked", ())),
         read_at_start=(*_READ_AT_START, *description.get("read_at_start", ())),
     )

@@ -173,7 +173,8 @@ def _mounts(pid: int) -> frozenset[str]:
 
 def _strays(kinds: Mapping[int, Kind]) -> Iterator[str]:
     """Yield the processes outside the tree whose pid namespace lies in one of ours."""
-    ours = {_namespace(pid) for pid, kind in kinds.items() if kind not in (Kind.SERVICE, Kind.KEEPER)} - {None}
+    # That of the nursery, in which those of all boxes lie; of these the numbers are soon somebody else's.
+    ours = {_namespace(pid) for pid, kind in kinds.items() if kind in (Kind.NURSERY, Kind.SLOT, Kind.ZYGOTE)} - {None}
     for name in os.listdir("/proc"):
         if name.isdigit() and int(name) not in kinds and ours & set(_namespaces(int(name))):
             try:

@@ -46,11 +46,14 @@ _ETC: Final = {
 }
 
 
-def enter_own_root(prefixes: Sequence[str], starters: Sequence[tuple[str, bytes]], layers: str) -> None:
+def enter_own_root(
+    prefixes: Sequence[str], starters: Sequence[tuple[str, bytes]], layers: str, *, with_run: bool
+) -> None:
     """Move the calling keeper, already in its own mount namespace, to a root that holds /proc and the image alone.
 
     `starters` are (name, content) of the files to show in `wire.STARTERS`, all of them executable.  `layers` is the
     folder to show as `wire.LAYERS`, if any: one mount for all sets of packages, of those that come later too.
+    `with_run` asks for an empty folder /run, for boxes to mount something on.
     """
     linux.mount(None, "/", None, linux.MS_REC | linux.MS_PRIVATE)
     stage = next(path for path in _STAGES if os.path.isdir(path))
@@ -61,6 +64,9 @@ def enter_own_root(prefixes: Sequence[str], starters: Sequence[tuple[str, bytes]
     os.chdir("/")
     _bind_proc()
     _build_image(prefixes, starters, layers)
+    if with_run:
+        os.mkdir(f"{_IMAGE}/run")
+    linux.set_mount_attributes(_IMAGE, _READ_ONLY)
     linux.unmount(_HOST)
     os.rmdir(_HOST)
     linux.set_mount_attributes("/", _READ_ONLY | linux.MOUNT_ATTR_NODEV, below=False)
@@ -76,7 +82,7 @@ def _bind_proc() -> None:
 
 def _build_image(prefixes: Sequence[str], starters: Sequence[tuple[str, bytes]], layers: str) -> None:
     linux.mount("image", _IMAGE, "tmpfs", linux.MS_NOSUID, "size=16m,mode=755")
-    for folder in ("dev", "etc", "proc", "run", "tmp", WORK_DIRECTORY[1:], wire.STARTERS[1:]):
+    for folder in ("dev", "etc", "proc", "tmp", WORK_DIRECTORY[1:], wire.STARTERS[1:]):
         os.mkdir(f"{_IMAGE}/{folder}")
     for path in _SYSTEM:
         if os.path.islink(_HOST + path):
@@ -107,7 +113,6 @@ def _build_image(prefixes: Sequence[str], starters: Sequence[tuple[str, bytes]],
         os.makedirs(os.path.dirname(f"{_IMAGE}{wire.STARTERS}/{name}"), exist_ok=True)
         _write(f"{wire.STARTERS[1:]}/{name}", content)
         os.chmod(f"{_IMAGE}{wire.STARTERS}/{name}", 0o555)  # noqa: S103 - nobody may write, here least of all
-    linux.set_mount_attributes(_IMAGE, _READ_ONLY)
 
 
 def _bind_folder(path: str, shown_as: str | None = None) -> None:

@@ -86,7 +86,7 @@ class Keeper:
         seccomp_filter = assemble(linux.MACHINE)
         try:
             starters = (*opening.starters, *_native_files(opening.native, seccomp_filter))
-            rootfs.enter_own_root(opening.prefixes, starters, opening.layers)
+            rootfs.enter_own_root(opening.prefixes, starters, opening.layers, with_run=opening.own_kernel)
         except OSError as error:
             raise Refused(f"cannot prepare the sandbox's file system: {error}", _MOUNT_FIX) from error
         self._epoll = select.epoll()
