@@ -3,11 +3,12 @@
 import functools
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import uv
 
 from runtape.adapters.sandbox.runtimes import InstalledRuntime, detect
 
@@ -50,10 +51,6 @@ def _of_the_system() -> InstalledRuntime | None:
 
 
 def _install(runtime: InstalledRuntime, target: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    uv = shutil.which("uv")
-    if uv is not None:
-        command = [uv, "pip", "install", "-q", "--compile-bytecode", "--python", runtime.binary]
-    else:
-        command = [sys.executable, "-m", "pip", "install", "-q", "--python-version", runtime.runtime.version]
+    command = [uv.find_uv_bin(), "pip", "install", "-q", "--compile-bytecode", "--python", runtime.binary]
     command += ["--only-binary", ":all:", "--target", str(target), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)

@@ -33,9 +33,9 @@ def interpreter() -> str | None:
     [
         ("test_isolation.py", "not execd"),
         ("test_artifacts.py", "forked"),
-        ("test_outcomes.py", "not execd"),
-        ("test_death.py", "not execd"),
-        ("test_packages.py", "listed or proc or swept or in_use or bytecode or by_itself or child"),
+        ("test_outcomes.py", "forked"),
+        ("test_death.py", "forked"),
+        ("test_packages.py", "forked and (listed or proc or in_use or bytecode)"),
         ("test_languages.py", "memory or broken"),  # what hangs on limits of address space in place of a cgroup
         ("test_parked.py", "limits or death or fit"),
     ],

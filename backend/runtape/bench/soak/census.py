@@ -179,9 +179,12 @@ def _strays(kinds: Mapping[int, Kind]) -> Iterator[str]:
         if name.isdigit() and int(name) not in kinds and ours & set(_namespaces(int(name))):
             try:
                 status = _status(int(name))
+                parent = int(status["PPid"])
+                while parent > 1 and parent not in kinds:
+                    parent = int(_status(parent)["PPid"])
             except OSError:
                 continue
-            if int(status["PPid"]) not in kinds:  # else it is younger than our list
+            if parent not in kinds:  # else it is younger than our list
                 yield f"{name} ({status['Name'].strip()})"
 
 
