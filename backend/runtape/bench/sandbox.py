@@ -29,6 +29,7 @@ from runtape.bench.procfs import descendants, load_average, machine, proportiona
 from runtape.domain.ids import ExecutionId
 from runtape.domain.limits import Limits
 from runtape.domain.source import Source
+from runtape.ports.errors import SandboxUnavailable
 from runtape.ports.pod_runtime import PodKey, PodSpec
 
 _LEASE = timedelta(seconds=60)
@@ -36,6 +37,7 @@ _IDLE_S = 0.015
 """Pause before a run in which its box is armed and rehearsed, as between the requests of one user."""
 _AT_ONCE = 4
 _SETTLE_S = 0.5
+_GET_OWN_KERNEL = "own kernel: gVisor, as runtape doctor says"
 
 
 @dataclass(slots=True)
@@ -92,7 +94,8 @@ async def _measure(folder: Path, rounds: int, go_judge: str | None) -> dict[str,
             judge = GoJudge(go_judge, python, folder / "go-judge", _AT_ONCE)
             stack.callback(judge.stop)
             await asyncio.to_thread(judge.start)
-        contenders = _contenders(sandbox, python, installed.get("node"), judge)
+        own_kernel = await _own_kernel(stack, folder / "gvisor")
+        contenders = _contenders(sandbox, python, installed.get("node"), judge, own_kernel)
         for number in range(rounds):
             for each in contenders if number % 2 else reversed(contenders):
                 each.latencies_s.append([await _time(each) for _ in range(each.per_round)])
@@ -108,13 +111,32 @@ async def _measure(folder: Path, rounds: int, go_judge: str | None) -> dict[str,
         "memory": memory,
         "contenders": {each.name: _figures(each, contenders) for each in contenders},
         "not_here": [
-            how for how, found in ((GET_BUBBLEWRAP, bubblewrap(python)), (GET_GO_JUDGE, go_judge)) if found is None
+            how
+            for how, found in (
+                (GET_BUBBLEWRAP, bubblewrap(python)),
+                (GET_GO_JUDGE, go_judge),
+                (_GET_OWN_KERNEL, own_kernel),
+            )
+            if found is None
         ],
     }
 
 
+async def _own_kernel(stack: AsyncExitStack, folder: Path) -> LocalSandbox | None:
+    """Open the tier in which each program has a kernel of its own; None where it cannot be had."""
+    await asyncio.to_thread(folder.mkdir)
+    try:
+        return await stack.enter_async_context(LocalSandbox(folder, own_kernel=True))
+    except SandboxUnavailable:
+        return None
+
+
 def _contenders(
-    sandbox: LocalSandbox, python: InstalledRuntime, node: InstalledRuntime | None, judge: GoJudge | None
+    sandbox: LocalSandbox,
+    python: InstalledRuntime,
+    node: InstalledRuntime | None,
+    judge: GoJudge | None,
+    own_kernel: LocalSandbox | None,
 ) -> list[_Contender]:
     command = [python.binary, "-I", "-S", "-c", "print(1)"]
     found = [
@@ -127,6 +149,8 @@ def _contenders(
         found.append(_Contender("bubblewrap", lambda: _exec(confined), per_round=10))
     if judge is not None:
         found.append(_Contender("go-judge", lambda: judge.run(command), per_round=10))
+    if own_kernel is not None:
+        found.append(_Contender("own kernel", lambda: _run(own_kernel, python, "print(1)"), per_round=3))
     if node is not None:
         script = [node.binary, "-e", "console.log(1)"]
         bare = _Contender("bare node", lambda: _exec(script), yardstick="bare node", per_round=5)
