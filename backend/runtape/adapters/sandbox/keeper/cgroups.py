@@ -290,20 +290,8 @@ def _sweep(parent: str) -> None:
 
 def _bases() -> tuple[str, dict[str, str]]:
     """Return the version to use and the folder of our own group per controller.  Raises: Unusable."""
-    with open("/proc/self/cgroup") as file:
-        own = {controllers: path for _, controllers, path in (line.rstrip("\n").split(":", 2) for line in file)}
-    with open("/proc/self/mountinfo") as file:
-        mounts = [line.split() for line in file]
-    bases: dict[str, str] = {}
-    unified = ""
-    for fields in mounts:
-        root, point, (kind, _, options) = fields[3], fields[4], fields[fields.index("-") + 1 :][:3]
-        if kind == "cgroup2":
-            unified = unified or _below(point, root, own.get("", "/"))
-        elif kind == "cgroup":
-            for controllers, path in own.items():
-                for controller in set(controllers.split(",")) & set(options.split(",")) & set(_CONTROLLERS):
-                    bases.setdefault(controller, _below(point, root, path))
+    with open("/proc/self/cgroup") as groups, open("/proc/self/mountinfo") as mounts:
+        bases, unified = located(groups.read(), mounts.read())
     if "memory" in bases:
         if not os.access(bases["memory"], os.W_OK):
             raise Unusable(f"{bases['memory']} is not writable")
@@ -311,8 +299,27 @@ def _bases() -> tuple[str, dict[str, str]]:
     if not unified:
         raise Unusable("no cgroup file system is mounted")
     base = os.path.dirname(unified) if os.path.basename(unified) == _LEAF else unified
-    _delegate(base)
+    delegate(base)
     return "v2", dict.fromkeys(_CONTROLLERS, base)
+
+
+def located(groups: str, mounts: str) -> tuple[dict[str, str], str]:
+    """Return the folder of our own group per controller of version 1, and that of version 2; empty where it is not.
+
+    `groups` and `mounts` are the content of /proc/self/cgroup and /proc/self/mountinfo.
+    """
+    own = {controllers: path for _, controllers, path in (line.split(":", 2) for line in groups.splitlines())}
+    bases: dict[str, str] = {}
+    unified = ""
+    for fields in map(str.split, mounts.splitlines()):
+        root, point, (kind, _, options) = fields[3], fields[4], fields[fields.index("-") + 1 :][:3]
+        if kind == "cgroup2":
+            unified = unified or _below(point, root, own.get("", "/"))
+        elif kind == "cgroup":
+            for controllers, path in own.items():
+                for controller in set(controllers.split(",")) & set(options.split(",")) & set(_CONTROLLERS):
+                    bases.setdefault(controller, _below(point, root, path))
+    return bases, unified
 
 
 def _below(point: str, root: str, path: str) -> str:
@@ -321,7 +328,7 @@ def _below(point: str, root: str, path: str) -> str:
     return (point + "/" + inside.strip("/")).rstrip("/")
 
 
-def _delegate(base: str) -> None:
+def delegate(base: str) -> None:
     """Make sure that groups below `base` can have memory and process limits.  Raises: Unusable."""
     with open(f"{base}/cgroup.controllers") as file:
         missing = {"memory", "pids"} - set(file.read().split())
