@@ -11,10 +11,12 @@ import pytest
 
 from runtape.application import retrying, running
 from runtape.application.flow import execution_change
+from runtape.application.streaming import Cursor, Frame
 from runtape.domain import execution as executions
 from runtape.domain.outcome import Outcome, OutcomeKind, Usage
 from runtape.domain.tape import Record
 from runtape.ports.errors import SandboxUnavailable, Transient
+from runtape.ports.live import OutputNudge
 from runtape.ports.pod_runtime import PodEnded, PodKey, PodRuntime, PodSpec
 from tests.application.world import ALICE, World, a_world
 from tests.builders import EXITED
@@ -139,6 +141,61 @@ async def test_a_worker_that_breaks_while_it_starts_does_not_hold_its_lease_for_
         await world.sweeper.sweep()
         world.pods.let("go")  # not before: the end of the first attempt, whose output nobody took, is none to wait for
         assert (await world.until_stored(execution_id)).status == "completed"
+
+
+async def test_reader_that_is_ahead_of_the_tapes_summary_is_sent_nothing_twice(folder: Path) -> None:
+    """What a stream has sent it has sent, whatever a store that lags says when the stream catches up."""
+
+    class Counting(Wrapped):
+        looked = 0
+
+        async def get(self, execution_id: Any) -> Any:
+            self.looked += 1
+            return await self.inner.get(execution_id)
+
+    class Lagging(Wrapped):
+        lags = True
+
+        async def summary(self, key: PodKey) -> Any:
+            summary = await self.inner.summary(key)
+            return replace(summary, last_seq=min(summary.last_seq, 1)) if self.lags else summary
+
+    def wrap(stores: Any) -> Any:
+        nonlocal tape
+        tape = Lagging(stores.tape)
+        return replace(stores, tape=tape, executions=Counting(stores.executions))
+
+    tape = Lagging(None)
+    async with a_world(folder, wrap=wrap) as world:
+        await world.start()
+        execution_id = await world.submit("print a\nprint b\nprint c\nwait go\nprint d")
+        stream, subscription = world.streams.open(execution_id, Cursor())
+        frames: list[Frame] = []
+
+        async def follow() -> None:
+            async for batch in stream.batches():
+                frames.extend(batch)
+
+        async def printed_three() -> bool:
+            return len([frame for frame in frames if frame.event == "output"]) >= 3
+
+        following = asyncio.create_task(follow())
+        await world.until(printed_three)
+        store: Any = world.stores.executions
+        looked = store.looked
+        world.feed.publish(execution_id, OutputNudge(1, 99, 99, (b"{}",)))  # some were lost: it catches up
+
+        async def caught_up() -> bool:
+            return store.looked > looked
+
+        await world.until(caught_up)
+        await world.until_quiet()
+        tape.lags = False
+        world.pods.let("go")
+        await asyncio.wait_for(following, 10)
+        subscription.close()
+        assert [frame.event for frame in frames if frame.event in ("output", "gap")] == ["output"] * 4
+        assert [frame.cursor.seq for frame in frames if frame.event == "output" and frame.cursor] == [1, 2, 3, 4]
 
 
 class TestLeases:

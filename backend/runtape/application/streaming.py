@@ -120,6 +120,8 @@ class ExecutionStream:
         self._heartbeat_s = heartbeat_s
         self._confirm = confirm
         self._confirm_at_s = clock.monotonic_s() + heartbeat_s
+        self._claimed = True
+        """Whether the cursor is what the client says; what this stream has sent is not doubted any more."""
 
     async def batches(self) -> AsyncIterator[Batch]:
         """Yield batches until ``end`` or ``shutdown`` was yielded.  Raises: SubscriptionClosed."""
@@ -223,8 +225,10 @@ class ExecutionStream:
         if execution is None:  # deleted while it was being read
             yield [Frame("end", self._at, b"{}")]
             return
-        if (gap := await self._ahead(execution)) is not None:
-            yield [gap]
+        if self._claimed:
+            self._claimed = False
+            if (gap := await self._ahead(execution)) is not None:
+                yield [gap]
         batch: Batch = []
         for step in execution.history:
             if step.version <= self._at.version:

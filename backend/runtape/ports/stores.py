@@ -185,7 +185,10 @@ class TapeStore(Protocol):
         ...
 
     async def read(self, key: PodKey, after_seq: int, limit_bytes: int) -> Sequence[Record]:
-        """Return the records beyond `after_seq` in order: at least one if there is any, else up to the limit."""
+        """Return the records beyond `after_seq` in order: at least one if there is any, else up to the limit.
+
+        None that a `summary` which is asked for later does not count.
+        """
         ...
 
     def read_stream(self, key: PodKey, stream: Stream, start: int, end: int) -> AsyncIterator[bytes]:

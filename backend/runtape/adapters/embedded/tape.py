@@ -16,6 +16,7 @@ from runtape.ports.stores import HEAD_BYTES, TapeSummary
 _STREAMS = (Stream.STDOUT, Stream.STDERR)
 _NUMBER = {stream: number for number, stream in enumerate(_STREAMS)}
 PAGE_BYTES = 1 << 20
+_ANY_SEQ = (1 << 63) - 1
 HASHED_AT_ONCE_BYTES = 256 << 10
 """Larger blobs are hashed in a thread: 16 MiB would hold up everybody else for tens of ms."""
 CLOSED = 32
@@ -121,9 +122,13 @@ class SqliteTapeStore:
 
     async def read(self, key: PodKey, after_seq: int, limit_bytes: int) -> Sequence[Record]:
         tape = self._open.get(key)
-        if tape is not None and after_seq >= tape.last_seq:
+        if tape is None:
+            return await self._database.read(lambda c: _read_page(c, key, after_seq, limit_bytes))
+        # What is committed and not yet known to be is nobody's: else a reader would be ahead of the summary.
+        last_seq = tape.last_seq
+        if after_seq >= last_seq:
             return ()
-        return await self._database.read(lambda c: _read_page(c, key, after_seq, limit_bytes))
+        return await self._database.read(lambda c: _read_page(c, key, after_seq, limit_bytes, last_seq))
 
     async def read_stream(self, key: PodKey, stream: Stream, start: int, end: int) -> AsyncIterator[bytes]:
         after_seq, offset = 0, 0
@@ -183,13 +188,15 @@ class SqliteTapeStore:
                 self._closed.popitem(last=False)
 
 
-def _read_page(c: sqlite3.Connection, key: PodKey, after_seq: int, limit_bytes: int) -> list[Record]:
+def _read_page(
+    c: sqlite3.Connection, key: PodKey, after_seq: int, limit_bytes: int, last_seq: int = _ANY_SEQ
+) -> list[Record]:
     records: list[Record] = []
     size = 0
     for seq, stream, truncated, t_ns, data in c.execute(
         "select seq, stream, truncated, t_ns, data from tape"
-        " where execution_id = ? and attempt = ? and seq > ? order by seq",
-        (key.execution_id, key.attempt, after_seq),
+        " where execution_id = ? and attempt = ? and seq > ? and seq <= ? order by seq",
+        (key.execution_id, key.attempt, after_seq, last_seq),
     ):
         records.append(Record(seq, _STREAMS[stream], t_ns, data, bool(truncated)))
         size += len(data)
