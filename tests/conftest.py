@@ -90,6 +90,10 @@ def _server() -> str | None:
     return _sandbox()
 
 
+def _patience() -> str | None:
+    return None if "patience" in _required() else "they take two minutes more; RUNTAPE_REQUIRE=patience runs them"
+
+
 def _gvisor() -> str | None:
     return None if shutil.which("runsc") else "no runsc on PATH; apt install runsc"
 
@@ -102,6 +106,7 @@ PARTS = {
     "server": Part("the embedded server with its sandbox", _server),
     "gvisor": Part("gVisor's runsc", _gvisor),
     "matplotlib": Part("an interpreter with matplotlib from the index", _matplotlib),
+    "patience": Part("some more minutes, which CI has", _patience),
     OTHER: Part("skips that name no part", lambda: None),
 }
 

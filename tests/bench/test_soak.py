@@ -42,7 +42,6 @@ def test_sound_sandbox_leaves_nothing(tmp_path: Path) -> None:
     assert found["mixed"]["good_runs"] > 10
     assert found["mixed"]["hostile_runs"] > 0
     assert found["neighbours"]["slowdown"]["p99_ratio"] > 0
-    assert found["mixed"]["memory"]["keeper"]["last_quarter_mib"] > 1
     assert list(tmp_path.iterdir()) == []
 
 
@@ -57,6 +56,7 @@ async def findings_with(plant: Callable[[], None], plan: Plan = SHORT) -> str:
     return "\n".join(found["findings"])
 
 
+@pytest.mark.needs("patience")
 @pytest.mark.timeout(120)
 async def test_what_is_left_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -76,6 +76,7 @@ async def test_what_is_left_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "after closing: process" in found
 
 
+@pytest.mark.needs("patience")
 @pytest.mark.timeout(120)
 async def test_growing_memory_is_seen() -> None:
     kept: list[bytes] = []
@@ -87,12 +88,13 @@ async def test_growing_memory_is_seen() -> None:
             await asyncio.sleep(0.02)
 
     found = await findings_with(
-        lambda: growing.append(asyncio.create_task(grow())), Plan(runs=1000, seconds=0.0, concurrency=4)
+        lambda: growing.append(asyncio.create_task(grow())), Plan(runs=0, seconds=12.0, concurrency=4)
     )
     growing[0].cancel()
-    assert "in the plain part a service holds +" in found
+    assert "in the mixed part a service holds +" in found
 
 
+@pytest.mark.needs("patience")
 @pytest.mark.timeout(120)
 async def test_program_that_does_otherwise_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     lying = tuple(replace(each, stdout=b"43\n") if each.name == "bash" else each for each in programs._GOOD)

@@ -14,7 +14,7 @@ from tests.sandbox.conftest import WAYS, is_made
 from tests.sandbox.interpreters import interpreter_with
 from tests.sandbox.runs import Left, left_by
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.needs("sandbox", "matplotlib")]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.needs("patience", "sandbox", "matplotlib")]
 PNG = b"\x89PNG\r\n\x1a\n"
 PLOT = "import matplotlib.pyplot as plt\nplt.plot([1, 2])\n"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.needs("root", "sandbox"), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.needs("patience", "root", "sandbox"), pytest.mark.timeout(120)]
 
 UID = 12345
 DROP = ["setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups", "--bounding-set=-all", "--no-new-privs"]

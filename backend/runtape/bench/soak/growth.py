@@ -15,6 +15,8 @@ FLAT: Final = 0.10
 """By how much the last quarter may exceed the second; the first is when caches and stocks fill."""
 _FEWEST: Final = 8
 """Samples below which there is nothing to compare."""
+_SHORTEST_S: Final = 10.0
+"""Time below which caches that fill look like growth."""
 _GRAIN_BYTES: Final = 64 << 10
 """What counts as no growth in any case: the smallest of our processes hold less than ten times this."""
 
@@ -25,6 +27,7 @@ class Growth:
     def __init__(self) -> None:
         self.lag_s = 0.0
         """By how much the event loop was late at worst: what stalls it stalls every run."""
+        self._begun_s = time.monotonic()
         self._held: defaultdict[Kind, array[float]] = defaultdict(lambda: array("d"))
 
     async def watch(self, interval_s: float) -> None:
@@ -61,8 +64,10 @@ class Growth:
         return found
 
     def grown(self) -> list[str]:
-        """Return the kinds whose memory does not stay, in words."""
+        """Return the kinds whose memory does not stay, in words; none after a time that is too short to tell."""
         found: list[str] = []
+        if time.monotonic() < self._begun_s + _SHORTEST_S:
+            return found
         for kind, held in self._held.items():
             if len(held) >= _FEWEST:
                 second, last = self._quarters(held)
