@@ -13,6 +13,7 @@ from tests.cli.commands import COMMAND, environment
 TIME_LIMIT_S = 25
 
 
+@pytest.mark.needs("patience")
 @pytest.mark.timeout(40)
 def test_quick_benchmark_of_the_control_plane_gives_the_promised_figures(tmp_path: Path) -> None:
     done = subprocess.run(
