@@ -137,12 +137,14 @@ def test_blocks_are_found_as_the_expression_of_the_specification_finds_them(line
 def test_hostile_script_takes_time_by_its_length_alone() -> None:
     def took_s(count: int) -> float:
         text = "# /// other\n" * count + "pass"
-        begun_s = time.perf_counter()
+        begun_s = time.process_time()
         assert read_header(text) is None
-        return time.perf_counter() - begun_s
+        return time.process_time() - begun_s
 
-    took_s(100)
-    assert took_s(40_000) < 40 * took_s(4_000)  # by the square it is 100 times
+    def least_s(count: int) -> float:
+        return min(took_s(count) for _ in range(7))
+
+    assert least_s(80_000) < 50 * least_s(8_000)  # by the square it is 100 times
 
 
 def test_newest_python_that_the_header_allows_is_chosen() -> None:
