@@ -47,9 +47,10 @@ async def test_memory_and_cpu_are_seen_to_grow(sandbox: LocalSandbox) -> None:
     assert result.text == "8"
     points = points_of(result)
     assert len(points) >= 4
-    early, late = points[0].memory_bytes, points[-2].memory_bytes
-    assert early < late
-    assert late > 40 << 20
+    # Not the last but one: that look may find the program gone already, and its end not told yet.
+    early, most = points[0].memory_bytes, max(point.memory_bytes for point in points)
+    assert early < most
+    assert most > 40 << 20
     assert max(point.memory_bytes for point in points) <= result.usage.peak_memory_bytes + (8 << 20)
     assert points[len(points) // 2].cpu_ns > 0
 
