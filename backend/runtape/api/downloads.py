@@ -5,16 +5,31 @@ from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any
 from urllib.parse import quote
 
-from fastapi import Header
+from fastapi import Depends, Header
 from fastapi.responses import Response, StreamingResponse
 
 from runtape.api.problems import problem, problem_response
 
-RangeHeader = Annotated[str | None, Header(alias="Range", examples=["bytes=0-99"])]
-IfRangeHeader = Annotated[
-    str | None, Header(description="the `ETag` that the range is meant for", examples=['"6b86b273"'])
-]
-IfNoneMatchHeader = Annotated[str | None, Header(description="the `ETag` of what is known", examples=['"6b86b273"'])]
+
+class Wanted:
+    """What a client says that it wants of a download, and has of it."""
+
+    def __init__(
+        self,
+        range_: Annotated[str | None, Header(alias="Range", examples=["bytes=0-99"])] = None,
+        if_range: Annotated[
+            str | None, Header(description="the `ETag` that the range is meant for", examples=['"6b86b273"'])
+        ] = None,
+        if_none_match: Annotated[
+            str | None, Header(description="the `ETag` of what is known", examples=['"6b86b273"'])
+        ] = None,
+    ) -> None:
+        self.range = range_
+        self.if_range = if_range
+        self.if_none_match = if_none_match
+
+
+WantedDep = Annotated[Wanted, Depends()]
 DOWNLOADED: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "All bytes",
@@ -39,8 +54,8 @@ class Download:
         self._size_bytes = size_bytes
         self._sha256 = sha256
 
-    def answer(self, read: Read, asked: str | None, if_range: str | None, if_none_match: str | None) -> Response:
-        """Return all bytes, the range that is `asked` for, or that the client has them already; from its headers."""
+    def answer(self, read: Read, wanted: Wanted) -> Response:
+        """Return all bytes, the range that is asked for, or that the client has them already."""
         headers = {
             "accept-ranges": "bytes",
             "content-disposition": _disposition(self._name),
@@ -48,16 +63,16 @@ class Download:
         }
         if self._sha256 is not None:
             headers["etag"] = f'"{self._sha256}"'
-            if if_none_match == headers["etag"]:
+            if wanted.if_none_match == headers["etag"]:
                 return Response(status_code=304, headers=headers)
         size_bytes = self._size_bytes
         # RFC 9110, 13.1.5: a range of what the client knows is worth nothing once that is something else.
-        same = if_range is None or if_range == headers.get("etag")
-        chosen = _range(asked, size_bytes) if asked is not None and same else None
+        same = wanted.if_range is None or wanted.if_range == headers.get("etag")
+        chosen = _range(wanted.range, size_bytes) if wanted.range is not None and same else None
         start, end = chosen or (0, size_bytes)
         if chosen is not None:
             if start >= end:
-                detail = f"there are {size_bytes} bytes; {asked} lies beyond them"
+                detail = f"there are {size_bytes} bytes; {wanted.range} lies beyond them"
                 headers["content-range"] = f"bytes */{size_bytes}"
                 return problem_response(problem("range_not_satisfiable", detail, field="Range"), headers)
             headers["content-range"] = f"bytes {start}-{end - 1}/{size_bytes}"

@@ -12,13 +12,15 @@ from .keeper import wire
 class ArmedBox:
     """One box, used once.  Whoever takes it from the pool closes it."""
 
-    __slots__ = ("channel", "number", "on_point", "pidfd", "shape", "stderr_fd", "stdout_fd")
+    __slots__ = ("channel", "number", "on_over_cpu", "on_point", "pidfd", "shape", "stderr_fd", "stdout_fd")
 
     def __init__(self, number: int, shape: wire.Shape, fds: list[int]) -> None:
         self.number = number
         self.shape = shape
         self.on_point: Callable[[int, int, int], None] | None = None
-        """Called with what the keeper sees of it, where that was asked for."""
+        """Called with what the keeper sees of it, where `BoxPool.follow` asked for that."""
+        self.on_over_cpu: Callable[[int, int], None] | None = None
+        """Called once it has used the CPU time of `BoxPool.bound_cpu`."""
         channel_fd, self.stdout_fd, self.stderr_fd, self.pidfd = fds
         self.channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, 0, channel_fd)
 

@@ -14,7 +14,8 @@ Theory of operation.  Four kinds of process take part.
   looked at from outside.
 * The **nursery** (`native/nursery.c`) is where everything that runs programs descends from.  A slot makes one box after
   another.  A box is confined before any order exists, and is used once.  Its runner, which becomes the program, is
-  forked from a zygote (an interpreter that is warm already) or execs its program.
+  forked from a zygote (an interpreter that is warm already), is an interpreter that has started in the box and
+  waits (parked: what cannot be forked), or execs its program; on the gVisor tier it execs runsc, which runs it.
 
 Where there is no C compiler the keeper makes boxes by forking itself (`keeper/forking.py`), and programs are exec'd.
 
@@ -189,7 +190,7 @@ class LocalSandbox:
         """Run a program of ours.  Raises: SandboxUnavailable, with what it printed when it did not end well."""
         order = make_trial_order(self._default_limits, pool.armed)
         lease_due_s = asyncio.get_running_loop().time() + self._default_limits.wall_s
-        pod = Pod(PodKey(ExecutionId("trial"), 1), self._default_limits, lease_due_s, lambda _: None)
+        pod = Pod(_OURS, self._default_limits, lease_due_s, lambda _: None)
         await self._begin(pod, pool, self._default_limits, order)
         await asyncio.shield(pod.gone)
         if pod.ended is None or pod.ended.outcome.exit_code != 0:
@@ -273,7 +274,7 @@ class LocalSandbox:
     async def _start_with_packages(self, pod: Pod, runtime: InstalledRuntime, spec: PodSpec) -> None:
         """Begin a pod with its packages: at once where they are there, else by a task that gets them first."""
         if self._packages is None:
-            message = "packages are switched off here (setting packages.enabled)"
+            message = "packages are switched off here (packages.enabled = false)"
             pod.fail(Outcome(kind=OutcomeKind.SANDBOX_ERROR, reason="packages_disabled", message=message))
             return
         layer = self._packages.warm(runtime, spec.source.requirements)

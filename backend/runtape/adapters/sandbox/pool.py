@@ -87,7 +87,6 @@ class BoxPool:
         """Interpreters that could not be had, with the loop's time at which to try again."""
         self._failures_of: defaultdict[str, int] = defaultdict(int)
         self._taken: dict[int, tuple[ArmedBox, Callable[[wire.Reaped], None]]] = {}
-        self._over_cpu: dict[int, Callable[[int, int], None]] = {}
         self._orphans: set[ArmedBox] = set()
         """Boxes of a lost keeper whose death is awaited here, as nobody else tells it."""
         self._refill: asyncio.TimerHandle | None = None
@@ -237,7 +236,6 @@ class BoxPool:
     def release(self, box: ArmedBox) -> None:
         """Close a box whose end is known."""
         self._taken.pop(box.number, None)
-        self._over_cpu.pop(box.number, None)
         if box in self._orphans:
             self._forget_orphan(box)
         box.close()
@@ -264,8 +262,8 @@ class BoxPool:
 
         Some time later the keeper kills the box, if it lives.
         """
-        self._over_cpu[box.number] = on_exceeded
         if self._keeper is not None:
+            box.on_over_cpu = on_exceeded
             self._keeper.send("bound_cpu", box.number, cpu_ns)
 
     def follow(self, box: ArmedBox, on_point: Callable[[int, int, int], None]) -> None:
@@ -350,15 +348,15 @@ class BoxPool:
             self._warm.add(shape.interpreter)
             self._offer(ArmedBox(number, shape, fds))
         elif kind == "point":
-            box, _ = self._taken.get(fields[0], (None, None))
+            box = self._taken_box(fields[0])
             if box is not None and box.on_point is not None:
                 box.on_point(*fields[1:])
         elif kind == "reaped":
             self._on_reaped(fields[0], wire.Reaped(*fields[1:]))
         elif kind == "over_cpu":
-            number, user_ns, system_ns = fields
-            if number in self._over_cpu:
-                self._over_cpu[number](user_ns, system_ns)
+            box = self._taken_box(fields[0])
+            if box is not None and box.on_over_cpu is not None:
+                box.on_over_cpu(*fields[1:])
         elif kind == "unarmed":
             self._on_unarmed(wire.Shape(*fields[:3]), fields[3])
         elif kind == "open":
@@ -369,6 +367,9 @@ class BoxPool:
         elif kind == "crashed":
             log.error("sandbox.keeper_crashed", traceback=fields[0])
             self._settle_opening(SandboxUnavailable(f"the sandbox's keeper failed: {fields[0].splitlines()[-1]}"))
+
+    def _taken_box(self, number: int) -> ArmedBox | None:
+        return self._taken[number][0] if number in self._taken else None
 
     def _settle_opening(self, result: wire.Opened | SandboxUnavailable) -> None:
         if self._opened is None or self._opened.done():

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Header, Path, Query
 from fastapi.responses import Response
 
 from runtape.api.access import PrincipalDep, require
-from runtape.api.downloads import DOWNLOADED, Download, IfNoneMatchHeader, IfRangeHeader, RangeHeader
+from runtape.api.downloads import DOWNLOADED, Download, WantedDep
 from runtape.api.models import (
     EXECUTION_EXAMPLE,
     Accepted,
@@ -78,15 +78,13 @@ async def get_output(
     stream: Stream,
     principal: PrincipalDep,
     queries: FromDishka[Queries],
-    range_header: RangeHeader = None,
-    if_range: IfRangeHeader = None,
-    if_none_match: IfNoneMatchHeader = None,
+    wanted: WantedDep,
 ) -> Response:
     """Give the exact bytes that the last attempt printed, as an attachment; one `Range` is understood."""
     require(principal, Scope.READ)
     output = await queries.output(principal, execution_id, stream)
     download = Download(f"{execution_id}.{stream}", output.size_bytes, output.sha256)
-    return download.answer(partial(queries.output_bytes, output), range_header, if_range, if_none_match)
+    return download.answer(partial(queries.output_bytes, output), wanted)
 
 
 @router.get("/executions/{execution_id}/artifacts", response_model=ArtifactList, responses=_READ)
@@ -112,15 +110,13 @@ async def get_artifact(
     path: Annotated[str, Path(description="as the list has it", examples=["figure-1.png"])],
     principal: PrincipalDep,
     queries: FromDishka[Queries],
-    range_header: RangeHeader = None,
-    if_range: IfRangeHeader = None,
-    if_none_match: IfNoneMatchHeader = None,
+    wanted: WantedDep,
 ) -> Response:
     """Give the exact bytes of an artifact, as an attachment; one `Range` is understood."""
     require(principal, Scope.READ)
     artifact = await queries.artifact(principal, execution_id, path)
     download = Download(path.rpartition("/")[2], artifact.size_bytes, artifact.sha256)
-    return download.answer(partial(queries.artifact_bytes, artifact), range_header, if_range, if_none_match)
+    return download.answer(partial(queries.artifact_bytes, artifact), wanted)
 
 
 @router.get("/executions/{execution_id}/events", response_model=EventList, responses=_READ)
