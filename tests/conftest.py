@@ -8,6 +8,7 @@ skipped and why, by part.  `RUNTAPE_REQUIRE=node,sandbox` names parts that may n
 import functools
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections import defaultdict
@@ -15,6 +16,11 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 import pytest
+
+# A shell starts what it runs in the background with SIGINT ignored, and that is inherited: what the tests send SIGINT
+# would not notice it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 OTHER = "other"
 LONGEST = (

@@ -64,6 +64,7 @@ async def queueing(world: World) -> None:
     first = await world.submit("wait go")
     await world.until_status(first, "running")
     rest = [await world.submit(f"print {number}") for number in range(3)]
+    await world.until_quiet()  # cancelled before it was queued, one would have no saga
     await world.submissions.cancel(ALICE, rest[1], None)
     await world.until_stored(rest[1])
     world.pods.let("go")

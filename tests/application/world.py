@@ -12,6 +12,7 @@ import msgspec
 from runtape.adapters.embedded.admission import InMemoryAdmissionQueue
 from runtape.adapters.embedded.database import Database
 from runtape.adapters.embedded.live_feed import InProcessLiveFeed
+from runtape.adapters.embedded.log import SqliteEventLog
 from runtape.adapters.simulated import SimulatedPodRuntime
 from runtape.application.admission import Admission
 from runtape.application.announcing import Announcer
@@ -75,6 +76,7 @@ class World:
 
     owner: str
     stores: Stores
+    event_log: SqliteEventLog
     clock: ManualClock
     feed: LiveFeed
     pods: SimulatedPodRuntime
@@ -162,9 +164,13 @@ class World:
         await self.until(is_there)
 
     async def until_quiet(self) -> None:
-        """Wait until nothing is being done but the recording of programs that run."""
+        """Wait until the log is read and nothing is being done but the recording of programs that run."""
 
         async def quiet() -> bool:
+            groups = self.event_log._groups  # pyright: ignore[reportPrivateUsage]
+            ours = [groups[part.group] for part in self.parts().values() if part.group in groups]
+            if any(group.behind or group.waiting or group.in_flight for group in ours):
+                return False
             names = [task.get_name() for task in asyncio.all_tasks()]
             busy = [name for name in names if name in ("effect", "finish") or name.endswith(".handle")]
             return len(busy) == len(self.worker._live)  # pyright: ignore[reportPrivateUsage]
@@ -209,6 +215,7 @@ async def a_world(
     clock = clock or ManualClock()
     ids = ids or CountingIds()
     async with sqlite_stores(folder / "runtape.db", clock, database_type) as inner:
+        assert isinstance(inner.log, SqliteEventLog)
         stores = wrap(inner)
         failures: list[BaseException] = []
         tasks = Tasks(lambda name, error: failures.append(error))
@@ -257,6 +264,7 @@ async def a_world(
         world = World(
             owner=owner,
             stores=stores,
+            event_log=inner.log,
             clock=clock,
             feed=feed,
             pods=pods,
