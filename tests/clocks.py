@@ -31,6 +31,9 @@ class CountingIds:
         self._count += 1
         return f"id-{self._count:06d}"
 
+    def new_traceparent(self) -> str:
+        return f"00-{self._count:032x}-{self._count:016x}-01"
+
     def new_secret(self) -> str:
         self._count += 1
         return f"secret-{self._count:06d}".ljust(43, "x")

@@ -1,17 +1,32 @@
 """What a route asks about its caller.  The gate has authenticated it; these decide whether it may go on."""
 
 import ipaddress
+import re
 from functools import lru_cache
 from typing import Annotated
 
 from fastapi import Depends, Request
 from starlette.types import Scope as AsgiScope
 
+from runtape.application.submission import Requested
 from runtape.domain.errors import ScopeMissing, Unauthenticated
 from runtape.domain.identity import Principal, Scope
 
 PRINCIPAL_KEY = "runtape.principal"
 REQUEST_ID_KEY = "runtape.request_id"
+
+
+_TRACEPARENT = re.compile(rb"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}\Z")
+"""W3C Trace Context, 3.2.2; what does not look like it is not passed on (3.2.1)."""
+
+
+def requested_by(scope: AsgiScope) -> Requested:
+    """Return by what an ASGI request that passed the gate can be found again."""
+    traceparent = None
+    for name, value in scope["headers"]:
+        if name == b"traceparent" and _TRACEPARENT.match(value):
+            traceparent = value.decode()
+    return Requested(scope.get(REQUEST_ID_KEY), traceparent)
 
 
 def principal_of(scope: AsgiScope) -> Principal:
@@ -26,6 +41,14 @@ def require(principal: Principal, scope: Scope) -> None:
     """Return when `principal` has `scope`.  Raises: ScopeMissing."""
     if scope not in principal.scopes:
         raise ScopeMissing(f"this needs the scope {scope}; the credentials have {', '.join(sorted(principal.scopes))}")
+
+
+async def _requested(request: Request) -> Requested:
+    return requested_by(request.scope)
+
+
+RequestedDep = Annotated[Requested, Depends(_requested)]
+"""What a FastAPI route's request can be found by."""
 
 
 async def _principal(request: Request) -> Principal:

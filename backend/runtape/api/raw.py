@@ -13,7 +13,7 @@ import msgspec
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from runtape.api.access import REQUEST_ID_KEY, principal_of, require
+from runtape.api.access import REQUEST_ID_KEY, principal_of, requested_by, require
 from runtape.api.problems import InternalError, MethodNotAllowed, Unavailable, log_unhandled, send_problem
 from runtape.api.requests import decode_execute
 from runtape.api.sse import MEDIA_TYPE, EventStreams
@@ -104,7 +104,7 @@ class RawRoutes:
         body = await _body(receive)
         if body is None:
             return
-        execution_id = await self._submissions.execute(principal, decode_execute(body, key))
+        execution_id = await self._submissions.execute(principal, decode_execute(body, key), requested_by(scope))
         await asyncio.sleep(0)  # the program starts before its answer is written, not behind it
         named = (EXECUTION_ID, execution_id.encode())
         if streamed:

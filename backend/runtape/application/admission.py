@@ -60,7 +60,7 @@ class Admission:
         execution = await documents.execution(message.execution_id)
         if execution is None or execution.status.terminal:
             return NOTHING
-        saga = sagas.begin(message, execution.attempt + 1)
+        saga = sagas.begin(message, execution.attempt + 1, execution.correlation)
         entry = _entry(saga)
         if not await self._queue.offer(entry):
             # In line only once the saga is stored: whoever is granted a place must have one to admit.

@@ -19,7 +19,7 @@ the log; the handlers are the same.
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from runtape.application.announcing import Announcer
@@ -165,13 +165,21 @@ class _Chain:
     undo: list[Effect] = field(default_factory=list[Effect])
     handled: set[tuple[EventId, str]] = field(default_factory=set[tuple[EventId, str]])
 
-    def add(self, step: Step) -> None:
+    def add(self, step: Step, cause: EventId | None) -> tuple[Message, ...]:
+        """Take over `step`, a reaction to `cause`, and return its messages."""
+        told: tuple[Message, ...] = ()
         for change in step.changes:
             self.documents.put(change)
-        self.changes += step.changes
+            if change.messages:
+                correlation = change.document.correlation
+                messages = tuple(message.caused(correlation, cause) for message in change.messages)
+                change = replace(change, messages=messages)
+                told += messages
+            self.changes.append(change)
         self.effects += step.effects
         if step.undo is not None:
             self.undo.append(step.undo)
+        return told
 
 
 class Flow:
@@ -201,18 +209,19 @@ class Flow:
         self._subscriptions = subscriptions
         self._groups = frozenset(subscription.group for handlers in subscriptions.values() for subscription in handlers)
 
-    async def perform(self, first: Callable[[Documents], Awaitable[Step]]) -> Step:
+    async def perform(self, first: Callable[[Documents], Awaitable[Step]], cause: EventId | None = None) -> Step:
         """Carry out the step that `first` makes, and return it once it is committed.
 
-        `first` runs again on fresh documents after a version conflict.  Raises: what it raised; Transient.
+        `cause` is the message that it reacts to, if it does.  `first` runs again on fresh documents after a version
+        conflict.  Raises: what it raised; Transient.
         """
         for _ in range(CONFLICT_RETRIES):
             chain = _Chain(Documents(self._executions, self._sagas))
             try:
                 step = await first(chain.documents)
-                chain.add(step)
+                told = chain.add(step, cause)
                 if self._fused:
-                    await self._follow(chain)
+                    await self._follow(chain, told)
                 if chain.changes:
                     await self._unit_of_work.commit(chain.changes, frozenset(chain.handled))
             except VersionConflict:
@@ -229,10 +238,10 @@ class Flow:
 
     async def handle(self, handler: Handler, message: Message) -> None:
         """Carry out what `handler` decides about a message from the log."""
-        await self.perform(lambda documents: handler(message, documents))
+        await self.perform(lambda documents: handler(message, documents), message.id)
 
-    async def _follow(self, chain: _Chain) -> None:
-        pending = deque(message for change in chain.changes for message in change.messages)
+    async def _follow(self, chain: _Chain, told: Sequence[Message]) -> None:
+        pending = deque(told)
         while pending:
             message = pending.popleft()
             # Also for groups that have no handler for it, so that the log does not hand it to them in vain.
@@ -240,8 +249,7 @@ class Flow:
             chain.handled.update((message_id, group) for group in self._groups)
             for subscription in self._subscriptions.get(message.type, ()):
                 step = await subscription.handler(message, chain.documents)
-                chain.add(step)
-                pending.extend(followed for change in step.changes for followed in change.messages)
+                pending.extend(chain.add(step, message_id))
 
 
 async def _undo(chain: _Chain) -> None:

@@ -23,7 +23,7 @@ from runtape.domain.errors import (
     ScriptTooLarge,
     ValidationFailed,
 )
-from runtape.domain.events import Priority
+from runtape.domain.events import Correlation, Priority
 from runtape.domain.execution import Execution, Idempotency, OnInterrupt, Spec
 from runtape.domain.identity import Principal
 from runtape.domain.ids import ExecutionId
@@ -70,6 +70,17 @@ class Submission:
     body_sha256: str
 
 
+@dataclass(frozen=True, slots=True)
+class Requested:
+    """The request that a client made, as far as it can be found again: its id here, and the trace that it came with."""
+
+    id: str | None = None
+    traceparent: str | None = None
+
+
+NOT_TRACED = Requested()
+
+
 class Submissions:
     """Turns requests into accepted executions."""
 
@@ -98,7 +109,9 @@ class Submissions:
         self._clock = clock
         self._ids = ids
 
-    async def execute(self, principal: Principal, submission: Submission) -> ExecutionId:
+    async def execute(
+        self, principal: Principal, submission: Submission, requested: Requested = NOT_TRACED
+    ) -> ExecutionId:
         """Accept the submission and return its execution's id once it is durable.
 
         The same idempotency key with the same body gives the execution that it gave before, for 24 hours.
@@ -107,10 +120,16 @@ class Submissions:
         spec, source, file_name = self._checked(submission)
         _check_files(source, file_name)
         return await self._accept(
-            principal, spec, source, submission.idempotency_key, submission.body_sha256, retry_of=None
+            principal, spec, source, submission.idempotency_key, submission.body_sha256, requested
         )
 
-    async def retry(self, principal: Principal, execution_id: ExecutionId, idempotency_key: str | None) -> ExecutionId:
+    async def retry(
+        self,
+        principal: Principal,
+        execution_id: ExecutionId,
+        idempotency_key: str | None,
+        requested: Requested = NOT_TRACED,
+    ) -> ExecutionId:
         """Run the source of an ended execution again, as a new execution.
 
         Raises: NotFound; NotTerminal; Invalid, when what it ran with cannot be had any more; as `execute`.
@@ -124,7 +143,9 @@ class Submissions:
         if source.requirements and not self._packages.enabled:
             raise PackagesDisabled("requirements")
         body_sha256 = f"retry:{execution_id}"
-        return await self._accept(principal, earlier.spec, source, idempotency_key, body_sha256, retry_of=execution_id)
+        return await self._accept(
+            principal, earlier.spec, source, idempotency_key, body_sha256, requested, retry_of=execution_id
+        )
 
     async def cancel(self, principal: Principal, execution_id: ExecutionId, reason: str | None) -> Execution:
         """Ask for the end of an execution and return it as it then stands.
@@ -157,7 +178,8 @@ class Submissions:
         source: Source,
         key: str | None,
         body_sha256: str,
-        retry_of: ExecutionId | None,
+        requested: Requested,
+        retry_of: ExecutionId | None = None,
     ) -> ExecutionId:
         if key is not None:
             if not 0 < len(key.encode()) <= IDEMPOTENCY_KEY_BYTES:
@@ -169,8 +191,9 @@ class Submissions:
         if not self._queue.has_room(principal.project_id):
             raise QueueFull("the queue is full; try again later", retry_after_s=QUEUE_RETRY_S)
         now = self._clock.now()
+        execution_id = ExecutionId(self._ids.new_id())
         execution = Execution(
-            id=ExecutionId(self._ids.new_id()),
+            id=execution_id,
             project_id=principal.project_id,
             user_id=principal.user_id,
             spec=spec,
@@ -178,6 +201,7 @@ class Submissions:
             created_at=now,
             idempotency=Idempotency(key, body_sha256, now + IDEMPOTENCY_TTL) if key is not None else None,
             retry_of=retry_of,
+            correlation=Correlation(requested.id or execution_id, requested.traceparent or self._ids.new_traceparent()),
         )
         change = execution_change(execution, executions.request(execution, now))
 

@@ -5,10 +5,10 @@ Every message is keyed by its execution id, so the messages of one execution are
 message published twice is the same message.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from runtape.domain.artifact import NO_ARTIFACTS, Artifacts
 from runtape.domain.ids import EventId, ExecutionId, ProjectId
@@ -51,9 +51,24 @@ class StoredResult:
     truncated: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Correlation:
+    """What everything that one request led to has in common.
+
+    ``id`` names the request; ``traceparent`` is the trace that it belongs to (W3C Trace Context, 3.2).
+    """
+
+    id: str
+    traceparent: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """What events and commands have in common.  ``attempt`` is 0 where no attempt is meant."""
+    """What events and commands have in common.  ``attempt`` is 0 where no attempt is meant.
+
+    ``causation_id`` is the message that this one reacts to; None where somebody's request or the passing of time led
+    to it.  Who decides on a message leaves both ids to `caused`.
+    """
 
     type: ClassVar[str]
     topic: ClassVar[str]
@@ -62,10 +77,16 @@ class Message:
     project_id: ProjectId
     at: datetime
     attempt: int = 0
+    correlation: Correlation | None = None
+    causation_id: EventId | None = None
 
     @property
     def id(self) -> EventId:
         raise NotImplementedError
+
+    def caused(self, correlation: Correlation | None, causation_id: EventId | None) -> Self:
+        """Return the message with what it belongs to and what led to it."""
+        return replace(self, correlation=correlation, causation_id=causation_id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,6 +20,7 @@ from runtape.domain.artifact import NO_ARTIFACTS, Artifacts
 from runtape.domain.errors import AlreadyTerminal
 from runtape.domain.events import (
     ENDED_BY_STATUS,
+    Correlation,
     ExecutionCancelRequested,
     ExecutionEnded,
     ExecutionEvent,
@@ -131,6 +132,7 @@ class Execution:
     result: StoredResult | None = None
     due_at: datetime | None = None
     history: tuple[Lifecycle, ...] = ()
+    correlation: Correlation | None = None
 
     @property
     def live(self) -> bool:

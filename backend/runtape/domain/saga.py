@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from runtape.domain.events import (
+    Correlation,
     ExecutionEnded,
     ExecutionEvent,
     ExecutionRequested,
@@ -51,6 +52,7 @@ class Saga:
     step: SagaStep = SagaStep.QUEUE
     attempt: int = 1
     due_at: datetime | None = None
+    correlation: Correlation | None = None
 
     @property
     def admitted(self) -> bool:
@@ -58,7 +60,7 @@ class Saga:
         return self.step in (SagaStep.CREATE, SagaStep.MONITOR)
 
 
-def begin(event: ExecutionRequested, attempt: int = 1) -> Saga:
+def begin(event: ExecutionRequested, attempt: int = 1, correlation: Correlation | None = None) -> Saga:
     """Return the saga of a requested execution, waiting in the queue to ask for `attempt`."""
     return Saga(
         execution_id=event.execution_id,
@@ -68,6 +70,7 @@ def begin(event: ExecutionRequested, attempt: int = 1) -> Saga:
         created_at=event.at,
         version=1,
         attempt=attempt,
+        correlation=correlation,
     )
 
 

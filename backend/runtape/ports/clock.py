@@ -23,6 +23,10 @@ class Ids(Protocol):
         """Return a new id: unique, and ordered by the time it was made.  It is not a secret."""
         ...
 
+    def new_traceparent(self) -> str:
+        """Return the head of a new trace, for a request that comes without one (W3C Trace Context, 3.2)."""
+        ...
+
     def new_secret(self) -> str:
         """Return 256 random bits as URL-safe text."""
         ...

@@ -26,5 +26,9 @@ class Uuid7Ids:
     def new_id(self) -> str:
         return str(uuid_utils.uuid7())
 
+    def new_traceparent(self) -> str:
+        trace = uuid_utils.uuid7().hex
+        return f"00-{trace}-{trace[16:]}-01"
+
     def new_secret(self) -> str:
         return secrets.token_urlsafe(32)

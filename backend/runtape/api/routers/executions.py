@@ -9,7 +9,7 @@ from dishka.integrations.fastapi import DishkaRoute, FromDishka
 from fastapi import APIRouter, Header, Path, Query
 from fastapi.responses import Response
 
-from runtape.api.access import PrincipalDep, require
+from runtape.api.access import PrincipalDep, RequestedDep, require
 from runtape.api.downloads import DOWNLOADED, Download, WantedDep
 from runtape.api.models import (
     EXECUTION_EXAMPLE,
@@ -184,13 +184,14 @@ async def retry_execution(
     execution_id: ExecutionIdPath,
     principal: PrincipalDep,
     submissions: FromDishka[Submissions],
+    requested: RequestedDep,
     idempotency_key: Annotated[
         str | None, Header(description="the same key gives the same execution for 24 hours", examples=["order-4711"])
     ] = None,
 ) -> Accepted:
     """Run the same source with the same limits again, as a new execution."""
     require(principal, Scope.EXECUTE)
-    accepted = await submissions.retry(principal, execution_id, idempotency_key)
+    accepted = await submissions.retry(principal, execution_id, idempotency_key, requested)
     return Accepted(execution_id=accepted, status=Status.QUEUED)
 
 
