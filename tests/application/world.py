@@ -20,6 +20,7 @@ from runtape.application.artifacts import ArtifactLibrary
 from runtape.application.flow import Flow, Tasks
 from runtape.application.monitoring import PodMonitor
 from runtape.application.queries import Queries
+from runtape.application.retention import Retention
 from runtape.application.running import Worker
 from runtape.application.runtimes import RuntimeCatalogue
 from runtape.application.sources import SourceLibrary
@@ -118,6 +119,7 @@ class World:
             monitor=self.monitor,
             results=self.results,
             sweeper=self.sweeper,
+            retention=Retention(rules=(), clock=self.clock),
         )
 
     async def submit(self, script: str = "print(1)", **changes: Any) -> ExecutionId:

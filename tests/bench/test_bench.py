@@ -1,5 +1,6 @@
 """The benchmark itself, at its shortest: it measures, tells it in the promised shape, and leaves nothing behind."""
 
+import asyncio
 import json
 import subprocess
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from runtape.bench.answers import check
+from runtape.bench.client import Clients, Load
 from runtape.bench.errors import WrongAnswer
 from tests.cli.commands import COMMAND, environment
 
@@ -70,3 +72,21 @@ def test_right_answer_is_accepted() -> None:
 def test_wrong_answer_ends_the_benchmark(wrong: bytes) -> None:
     with pytest.raises(WrongAnswer):
         check(wrong)
+
+
+async def test_client_opens_a_connection_again_that_the_server_has_closed() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"}")
+        writer.write(answer(OUTPUT, STORED, END))
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    clients = Clients()
+    async with server:
+        for _ in range(2):
+            loaded = await clients.carry(Load(url=f"http://127.0.0.1:{port}", key="key", clients=1, runs=1))
+            assert (len(loaded.latencies_s), loaded.wrong) == (1, None)
+            async with asyncio.timeout(5):
+                while any(each.is_open for each in clients.opened):  # noqa: ASYNC110 - the closing tells nobody
+                    await asyncio.sleep(0)

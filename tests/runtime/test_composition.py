@@ -46,7 +46,12 @@ def the_parts() -> dict[Role, roles.RoleParts]:
 
     anything = cast(Any, Anything())
     return roles.parts(
-        admission_service=anything, worker=anything, monitor=anything, results=anything, sweeper=anything
+        admission_service=anything,
+        worker=anything,
+        monitor=anything,
+        results=anything,
+        sweeper=anything,
+        retention=anything,
     )
 
 

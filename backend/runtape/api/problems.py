@@ -45,6 +45,7 @@ _STATUS: Mapping[str, tuple[int, str]] = {
     "already_terminal": (409, "The execution has ended"),
     "not_terminal": (409, "The execution has not ended"),
     "idempotency_conflict": (409, "The idempotency key was used for another request"),
+    "output_expired": (410, "The output is no longer kept"),
     "body_too_large": (413, "The body is too large"),
     "range_not_satisfiable": (416, "The range lies beyond the end"),
     "runtime_unknown": (422, "The language is not installed"),

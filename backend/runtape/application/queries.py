@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from runtape.application.artifacts import ArtifactLibrary
 from runtape.application.results import Result, result_of, summary_of
 from runtape.domain.artifact import Artifact
-from runtape.domain.errors import NotFound
+from runtape.domain.errors import NotFound, OutputExpired
 from runtape.domain.execution import Execution
 from runtape.domain.identity import Principal, Scope
 from runtape.domain.ids import ExecutionId
@@ -58,10 +58,13 @@ class Queries:
         return page, page[-1].id if len(found) > limit else None
 
     async def output(self, principal: Principal, execution_id: ExecutionId, stream: Stream) -> Output:
-        """Return what is known of one stream.  Raises: NotFound."""
+        """Return what is known of one stream.  Raises: NotFound; OutputExpired."""
         execution = await self.execution(principal, execution_id)
         stored = execution.result
-        held = stored or await self._tape.summary(PodKey(execution.id, execution.attempt))
+        key = PodKey(execution.id, execution.attempt)
+        if stored is not None and execution.last_seq and not await self._tape.kept(key):
+            raise OutputExpired(f"the output of execution {execution_id} is no longer kept; its result is")
+        held = stored or await self._tape.summary(key)
         if stream is Stream.STDOUT:
             return Output(execution, stream, held.stdout_bytes, stored and stored.stdout_sha256)
         return Output(execution, stream, held.stderr_bytes, stored and stored.stderr_sha256)

@@ -53,6 +53,11 @@ class Connection(asyncio.Protocol):
         if ended and self._done is not None and not self._done.done():
             self._done.set_result(None)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the server has not closed it: one that was idle for some seconds it closes."""
+        return self._transport is not None and not self._transport.is_closing()
+
     async def run(self) -> float:
         """Submit once; return the seconds from there to the ``result_stored`` frame.  Raises: WrongAnswer."""
         assert self._transport is not None

@@ -38,9 +38,14 @@ class Clients:
     def __init__(self) -> None:
         self._open: dict[str, list[Connection]] = {}
 
+    @property
+    def opened(self) -> list[Connection]:
+        """The connections that loads have used."""
+        return [each for connections in self._open.values() for each in connections]
+
     async def carry(self, load: Load) -> Loaded:
         """Carry out one load."""
-        connections = self._open.setdefault(load.url, [])
+        connections = self._open[load.url] = [each for each in self._open.get(load.url, ()) if each.is_open]
         address = urlsplit(load.url)
         assert address.hostname is not None and address.port is not None
         loop = asyncio.get_running_loop()
@@ -70,9 +75,8 @@ class Clients:
 
     def forget(self) -> None:
         """Close the connections to servers that are gone."""
-        for connections in self._open.values():
-            for connection in connections:
-                connection.close()
+        for connection in self.opened:
+            connection.close()
         self._open.clear()
 
 

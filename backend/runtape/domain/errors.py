@@ -12,6 +12,7 @@ DomainError
 │   └── ValidationFailed         validation_failed
 ├── IdempotencyConflict          idempotency_conflict
 ├── NotFound                     not_found
+├── OutputExpired                output_expired
 ├── AlreadyTerminal              already_terminal
 ├── NotTerminal                  not_terminal
 ├── QueueFull                    queue_full
@@ -118,6 +119,12 @@ class NotFound(DomainError):
     """The thing does not exist, or belongs to somebody else."""
 
     code = "not_found"
+
+
+class OutputExpired(DomainError):
+    """What the execution printed was kept for as long as the operator wants it."""
+
+    code = "output_expired"
 
 
 class AlreadyTerminal(DomainError):

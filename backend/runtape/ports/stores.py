@@ -195,6 +195,10 @@ class TapeStore(Protocol):
         """Yield the bytes `start` to `end` (exclusive) of one stream in order."""
         ...
 
+    async def kept(self, key: PodKey) -> bool:
+        """Whether any record of the attempt is there; of one that has printed, whether its tape is not pruned."""
+        ...
+
     async def summary(self, key: PodKey) -> TapeSummary:
         """Return what the tape holds now."""
         ...

@@ -11,6 +11,7 @@ from runtape.application import admission, running, storing
 from runtape.application.admission import Admission
 from runtape.application.flow import Handler, Subscription, Subscriptions
 from runtape.application.monitoring import PodMonitor
+from runtape.application.retention import Retention
 from runtape.application.running import Worker
 from runtape.application.storing import ResultProcessor
 from runtape.application.sweeping import Sweeper
@@ -52,7 +53,13 @@ class RoleParts:
 
 
 def parts(
-    *, admission_service: Admission, worker: Worker, monitor: PodMonitor, results: ResultProcessor, sweeper: Sweeper
+    *,
+    admission_service: Admission,
+    worker: Worker,
+    monitor: PodMonitor,
+    results: ResultProcessor,
+    sweeper: Sweeper,
+    retention: Retention,
 ) -> dict[Role, RoleParts]:
     """Return the parts of every role.
 
@@ -70,7 +77,7 @@ def parts(
                     admission_service.on_event,
                 ),
             },
-            (sweeper.run,),
+            (sweeper.run, retention.run),
         ),
         Role.K8S_WORKER: RoleParts(
             running.GROUP,

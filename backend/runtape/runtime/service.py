@@ -16,6 +16,7 @@ from runtape.application.flow import Flow, Tasks
 from runtape.application.health import Health
 from runtape.application.identity import Identity
 from runtape.application.monitoring import PodMonitor
+from runtape.application.retention import Retention
 from runtape.application.running import Worker
 from runtape.application.runtimes import RuntimeCatalogue
 from runtape.application.storing import ResultProcessor
@@ -67,6 +68,7 @@ class Service:
             monitor=await get(PodMonitor),
             results=await get(ResultProcessor),
             sweeper=sweeper,
+            retention=await get(Retention),
         )
         flow.subscribe(roles.subscriptions(list(parts.values())))
         event_log = await get(EventLog)

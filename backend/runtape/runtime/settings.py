@@ -124,6 +124,14 @@ class StreamSettings(_Section):
     send_timeout_s: float = Field(default=30.0, gt=0, description="how long a client may take nothing, s")
 
 
+class RetentionSettings(_Section):
+    """How long things are kept, in days since the execution was accepted or the event happened; unset: for ever."""
+
+    executions_days: float | None = Field(default=90.0, gt=0, description="ended executions with their results")
+    tapes_days: float | None = Field(default=30.0, gt=0, description="what executions have printed")
+    events_days: float | None = Field(default=30.0, gt=0, description="events and commands of the log")
+
+
 class FlowSettings(_Section):
     """How steps are committed."""
 
@@ -154,6 +162,7 @@ class Settings(BaseSettings):
     sandbox: SandboxSettings = SandboxSettings()
     packages: PackageSettings = PackageSettings()
     streams: StreamSettings = StreamSettings()
+    retention: RetentionSettings = RetentionSettings()
     flow: FlowSettings = FlowSettings()
 
     @classmethod

@@ -13,6 +13,7 @@ from runtape.adapters.embedded.database import Database
 from runtape.adapters.embedded.documents import SqliteExecutionStore, SqliteSagaStore, SqliteUnitOfWork
 from runtape.adapters.embedded.live_feed import InProcessLiveFeed
 from runtape.adapters.embedded.log import SqliteEventLog
+from runtape.adapters.embedded.retention import ExpiredEvents, ExpiredExecutions, ExpiredTapes
 from runtape.adapters.embedded.schema import STORE_SCHEMA
 from runtape.adapters.embedded.tape import SqliteBlobStore, SqliteTapeStore
 from runtape.ports.admission import AdmissionQueue, Capacity
@@ -50,6 +51,11 @@ async def sqlite_stores(
             blobs=SqliteBlobStore(database, clock),
             log=log,
             clock=clock,
+            expirable={
+                "executions": ExpiredExecutions(database, executions),
+                "tapes": ExpiredTapes(database),
+                "events": ExpiredEvents(database),
+            },
         )
     finally:
         log.close()

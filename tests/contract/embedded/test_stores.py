@@ -1,7 +1,7 @@
 """The embedded adapters keep the contracts of their ports."""
 
 from tests.contract.embedded.basic import EmbeddedStores
-from tests.contract.suites import log, stores, tape
+from tests.contract.suites import log, retention, stores, tape
 
 
 class TestUnitOfWork(EmbeddedStores, stores.UnitOfWorkContract): ...
@@ -29,6 +29,9 @@ class TestTapeStore(EmbeddedStores, tape.TapeStoreContract): ...
 
 
 class TestBlobStore(EmbeddedStores, tape.BlobStoreContract): ...
+
+
+class TestExpirable(EmbeddedStores, retention.ExpirableContract): ...
 
 
 class TestEventLog(EmbeddedStores, log.EventLogContract): ...

@@ -2,7 +2,7 @@
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -19,6 +19,7 @@ from runtape.domain.saga import Saga, SagaStep
 from runtape.ports.errors import VersionConflict
 from runtape.ports.log import EventLog
 from runtape.ports.pod_runtime import PodKey
+from runtape.ports.retention import Expirable
 from runtape.ports.stores import (
     BlobStore,
     Change,
@@ -45,6 +46,7 @@ class Stores:
     blobs: BlobStore
     log: EventLog
     clock: ManualClock
+    expirable: Mapping[str, Expirable]
 
 
 class StoresBasic(ABC):

@@ -187,6 +187,25 @@ class SqliteExecutionStore:
         self._recent.pop(execution_id, None)
         self._sagas.deleted(execution_id)
 
+    async def remove(self, execution_ids: Sequence[ExecutionId]) -> None:
+        """Remove ended executions that have become too old; what the log says of them has an age of its own."""
+        keys = [(execution_id,) for execution_id in execution_ids]
+
+        def work(c: sqlite3.Connection) -> None:
+            for table, column in (
+                ("execution", "id"),
+                ("saga", "execution_id"),
+                ("tape", "execution_id"),
+                ("artifact", "execution_id"),
+            ):
+                c.executemany(f"delete from {table} where {column} = ?", keys)
+
+        if keys:
+            await self._database.write(work)
+            for execution_id in execution_ids:
+                self._recent.pop(execution_id, None)
+                self._sagas.deleted(execution_id)
+
 
 class SqliteSagaStore:
     """`SagaStore` over the `saga` table; unfinished documents are kept decoded."""

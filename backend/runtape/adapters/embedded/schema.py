@@ -64,6 +64,10 @@ STORE_SCHEMA: tuple[str, ...] = (
         type text not null,
         body blob not null
     )""",
+    """create table if not exists retention (
+        kind text primary key not null,
+        position text not null
+    ) without rowid""",
     """create table if not exists consumer_offset (
         consumer_group text primary key not null,
         offset integer not null

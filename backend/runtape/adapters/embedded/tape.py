@@ -143,6 +143,16 @@ class SqliteTapeStore:
                     yield data[max(0, start - offset) : end - offset]
                 after_seq, offset = seq, offset + size
 
+    async def kept(self, key: PodKey) -> bool:
+        return await self._database.read(
+            lambda c: (
+                c.execute(
+                    "select 1 from tape where execution_id = ? and attempt = ? limit 1", (key.execution_id, key.attempt)
+                ).fetchone()
+                is not None
+            )
+        )
+
     async def summary(self, key: PodKey) -> TapeSummary:
         tape = self._open.get(key)
         if tape is not None:

@@ -71,7 +71,7 @@ async def get_result(
 @router.get(
     "/executions/{execution_id}/output/{stream}",
     response_class=Response,
-    responses={**DOWNLOADED, **_READ, **documented("range_not_satisfiable")},
+    responses={**DOWNLOADED, **_READ, **documented("range_not_satisfiable", "output_expired")},
 )
 async def get_output(
     execution_id: ExecutionIdPath,

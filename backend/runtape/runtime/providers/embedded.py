@@ -1,6 +1,7 @@
 """The embedded profile: every port in this process, over one SQLite file and the local sandbox."""
 
 from collections.abc import AsyncIterator
+from datetime import timedelta
 
 from dishka import Provider, Scope, provide
 
@@ -14,13 +15,16 @@ from runtape.adapters.embedded.live_feed import InProcessLiveFeed
 from runtape.adapters.embedded.log import SqliteEventLog
 from runtape.adapters.embedded.passwords import Argon2Hasher
 from runtape.adapters.embedded.rate_limiter import GcraRateLimiter
+from runtape.adapters.embedded.retention import ExpiredEvents, ExpiredExecutions, ExpiredTapes
 from runtape.adapters.embedded.tape import SqliteBlobStore, SqliteTapeStore
+from runtape.application.retention import Retention, RetentionRule
 from runtape.ports.admission import AdmissionQueue
 from runtape.ports.clock import Clock, Ids
 from runtape.ports.identity import IdentityStore, PasswordHasher
 from runtape.ports.limits import RateLimiter
 from runtape.ports.live import LiveFeed
 from runtape.ports.log import EventLog
+from runtape.ports.retention import Expirable
 from runtape.ports.stores import BlobStore, ExecutionStore, SagaStore, TapeStore, UnitOfWork
 from runtape.runtime.settings import Settings
 
@@ -69,6 +73,19 @@ class EmbeddedProvider(Provider):
     @provide
     def log(self, event_log: SqliteEventLog) -> EventLog:
         return event_log
+
+    @provide
+    def retention(
+        self, settings: Settings, database: Database, executions: SqliteExecutionStore, clock: Clock
+    ) -> Retention:
+        keep = settings.retention
+        kinds: tuple[tuple[str, Expirable, float | None], ...] = (
+            ("executions", ExpiredExecutions(database, executions), keep.executions_days),
+            ("tapes", ExpiredTapes(database), keep.tapes_days),
+            ("events", ExpiredEvents(database), keep.events_days),
+        )
+        rules = [RetentionRule(name, kind, timedelta(days=days) if days else None) for name, kind, days in kinds]
+        return Retention(rules=rules, clock=clock)
 
     @provide
     def queue(self, settings: Settings, clock: Clock) -> AdmissionQueue:
