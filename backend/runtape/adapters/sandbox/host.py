@@ -91,8 +91,11 @@ def _speed(opened: wire.Opened) -> HostCheck:
         return HostCheck("speed", State.OK, "boxes are made by C programs, and interpreters are forked into them")
     if native.compiler() is None:
         finding, fix = "there is no C compiler", "apt install gcc libc6-dev"
+    elif "mount proc" in opened.not_native:
+        finding = opened.not_native
+        fix = "in a container, do not mask its /proc: --security-opt systempaths=unconfined"
     else:
-        finding, fix = opened.finding or "the C programs could not be built", "see the warning in the log"
+        finding, fix = opened.not_native or "the C programs could not be built", "see the warning in the log"
     return HostCheck("speed", State.DEGRADED, f"every run starts an interpreter: {finding}", fix)
 
 
@@ -102,7 +105,7 @@ def _memory(opened: wire.Opened) -> HostCheck:
     return HostCheck(
         "memory limit",
         State.DEGRADED,
-        f"by a watchdog that samples, as no cgroup can be used: {opened.finding}",
+        f"by a watchdog that samples, as no cgroup can be used: {opened.no_cgroups}",
         "delegate a cgroup: start by `systemd-run --user --scope -p Delegate=yes`, or a unit with Delegate=yes",
     )
 

@@ -95,7 +95,7 @@ class BoxPool:
         self._restart: asyncio.Task[None] | None = None
         self._refused: InfrastructureError | None = None
         self._closed = False
-        self.mode = wire.Opened("none", False, "")
+        self.mode = wire.Opened("none", False, "", "")
 
     # Opening and closing
 

@@ -80,7 +80,7 @@ class Keeper:
     def __init__(self, control: socket.socket, lock_fd: int, opening: wire.Opening) -> None:
         self._control = control
         _check_machine()
-        self._hierarchy, finding = _open_cgroups(opening.instance, lock_fd)
+        self._hierarchy, no_cgroups = _open_cgroups(opening.instance, lock_fd)
         first_host_uid = _enter_namespaces()
         assemble = seccomp.assemble_for_monitor if opening.own_kernel else seccomp.assemble
         seccomp_filter = assemble(linux.MACHINE)
@@ -116,13 +116,13 @@ class Keeper:
         }
         self._nursery_pid = 0
         self._maker: SlotMaker | ForkingMaker
-        native = opening.native != ""
+        native, not_native = opening.native != "", ""
         if native:
             uids = None if first_host_uid is None else (first_host_uid, HOST_UIDS)
             try:
                 self._nursery_pid, nursery = open_nursery(lock_fd, uids)
             except OSError as error:
-                native, finding = False, finding or str(error)
+                native, not_native = False, str(error)
             else:
                 self._listen(nursery.fileno(), self._on_nursery_lost)
                 zygotes = {name: _exec_texts(command, env) for name, command, env in opening.zygotes}
@@ -137,10 +137,10 @@ class Keeper:
                     **common,
                 )
         if not native and opening.own_kernel:
-            raise Refused(f"gVisor runs in boxes that C programs make: {finding or 'there are none'}", _COMPILER_FIX)
+            raise Refused(f"gVisor runs in boxes that C programs make: {not_native or 'there are none'}", _COMPILER_FIX)
         if opening.own_kernel and self._hierarchy is None:
             # What gVisor hands out to a program is no memory of a process that the watchdog could count.
-            raise Refused(f"gVisor's memory can be bounded by a cgroup alone: {finding}", _CGROUP_FIX)
+            raise Refused(f"gVisor's memory can be bounded by a cgroup alone: {no_cgroups}", _CGROUP_FIX)
         if not native:
             confinement = Confinement(
                 seccomp_filter=seccomp_filter,
@@ -156,7 +156,7 @@ class Keeper:
         gc.freeze()
         gc.disable()
         mode = "none" if self._hierarchy is None else self._hierarchy.version
-        self._send("open", *wire.Opened(mode, native, finding))
+        self._send("open", *wire.Opened(mode, native, no_cgroups, not_native))
 
     def run(self) -> None:
         """Serve until the service is gone; then kill what runs and clean up."""
@@ -357,7 +357,8 @@ _USERNS_FIX: Final = (
     "in a container, run with a seccomp profile that permits clone and mount"
 )
 _MOUNT_FIX: Final = (
-    "in a container, permit mounts: --security-opt seccomp=unconfined --security-opt apparmor=unconfined"
+    "in a container, run as an ordinary user (--user 1000:1000) and permit mounts: "
+    "--security-opt seccomp=unconfined --security-opt apparmor=unconfined"
 )
 
 

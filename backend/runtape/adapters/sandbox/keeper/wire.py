@@ -89,8 +89,10 @@ class Opened(NamedTuple):
     """``v1``, ``v2`` or ``none``."""
     native: bool
     """Whether C programs make the boxes."""
-    finding: str
-    """Why cgroups or the C programs are not used; empty when both are."""
+    no_cgroups: str
+    """Why cgroups are not used; empty when they are."""
+    not_native: str
+    """What kept the C programs that are there from making boxes; empty when nothing did."""
 
 
 class Order(NamedTuple):
