@@ -17,6 +17,7 @@ from runtape.adapters.simulated import SimulatedPodRuntime
 from runtape.application.admission import Admission
 from runtape.application.announcing import Announcer
 from runtape.application.artifacts import ArtifactLibrary
+from runtape.application.events import EventBrowser
 from runtape.application.flow import Flow, Tasks
 from runtape.application.monitoring import PodMonitor
 from runtape.application.queries import Queries
@@ -89,6 +90,7 @@ class World:
     monitor: PodMonitor
     results: ResultProcessor
     sweeper: Sweeper
+    events: EventBrowser
     queries: Queries
     submissions: Submissions
     streams: Streams
@@ -120,6 +122,7 @@ class World:
             results=self.results,
             sweeper=self.sweeper,
             retention=Retention(rules=(), clock=self.clock),
+            events=self.events,
         )
 
     async def submit(self, script: str = "print(1)", **changes: Any) -> ExecutionId:
@@ -278,6 +281,7 @@ async def a_world(
             monitor=monitor,
             results=results,
             sweeper=sweeper,
+            events=EventBrowser(store=stores.events, executions=stores.executions, clock=clock),
             queries=queries,
             submissions=Submissions(
                 flow=flow,

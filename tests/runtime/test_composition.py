@@ -52,6 +52,7 @@ def the_parts() -> dict[Role, roles.RoleParts]:
         results=anything,
         sweeper=anything,
         retention=anything,
+        events=anything,
     )
 
 

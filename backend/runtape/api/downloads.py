@@ -56,11 +56,7 @@ class Download:
 
     def answer(self, read: Read, wanted: Wanted) -> Response:
         """Return all bytes, the range that is asked for, or that the client has them already."""
-        headers = {
-            "accept-ranges": "bytes",
-            "content-disposition": _disposition(self._name),
-            "content-security-policy": _CSP,
-        }
+        headers = {"accept-ranges": "bytes", **attachment(self._name)}
         if self._sha256 is not None:
             headers["etag"] = f'"{self._sha256}"'
             if wanted.if_none_match == headers["etag"]:
@@ -83,6 +79,11 @@ class Download:
             media_type="application/octet-stream",
             headers=headers,
         )
+
+
+def attachment(name: str) -> dict[str, str]:
+    """Return the headers of an answer that is to be saved as the file `name`, and nothing else."""
+    return {"content-disposition": _disposition(name), "content-security-policy": _CSP}
 
 
 def _disposition(name: str) -> str:

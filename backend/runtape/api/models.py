@@ -251,10 +251,12 @@ class EventAnswer(Answer):
     timestamp: datetime
     status: Status
     reason: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
 
 
 class EventList(Answer):
-    """The events of an execution, oldest first."""
+    """A page of the events of an execution, oldest first; `next_cursor` is null on the last one."""
 
     model_config = _shown(
         {
@@ -267,12 +269,16 @@ class EventList(Answer):
                     "timestamp": "2026-01-05T09:30:00.000300Z",
                     "status": "running",
                     "reason": None,
+                    "correlation_id": "5f1c22d09b7a-1c",
+                    "causation_id": f"{EXECUTION_EXAMPLE}.create.1",
                 }
-            ]
+            ],
+            "next_cursor": None,
         }
     )
 
     events: list[EventAnswer]
+    next_cursor: str | None = None
 
 
 class Accepted(Answer):

@@ -31,6 +31,7 @@ from runtape.domain.limits import LimitPolicy
 from runtape.domain.source import PackagePolicy, Source, SourceFile, checked_path
 from runtape.ports.admission import AdmissionQueue
 from runtape.ports.clock import Clock, Ids
+from runtape.ports.events import Archival
 from runtape.ports.pod_runtime import Runtime
 from runtape.ports.stores import ExecutionStore, IdempotencyKeyTaken
 
@@ -165,11 +166,13 @@ class Submissions:
         return await self._queries.execution(principal, execution_id)
 
     async def delete(self, principal: Principal, execution_id: ExecutionId) -> None:
-        """Remove an ended execution with its tape.  Raises: NotFound; NotTerminal."""
+        """Remove an ended execution with its tape, and archive its events.  Raises: NotFound; NotTerminal."""
         execution = await self._queries.execution(principal, execution_id)
         if execution.due_at is not None:
             raise NotTerminal(f"execution {execution_id} is {execution.status}; cancel it first")
-        await self._executions.delete(execution_id)
+        await self._executions.delete(
+            execution_id, Archival(principal.username, self._clock.now(), "the execution was deleted")
+        )
 
     async def _accept(
         self,

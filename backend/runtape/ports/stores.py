@@ -17,6 +17,7 @@ from runtape.domain.ids import EventId, ExecutionId, ProjectId, UserId
 from runtape.domain.outcome import Status
 from runtape.domain.saga import Saga
 from runtape.domain.tape import Record, Stream
+from runtape.ports.events import Archival
 from runtape.ports.pod_runtime import PodKey
 
 
@@ -108,8 +109,8 @@ class ExecutionStore(Protocol):
         """Return up to `limit` matching executions, newest first, beginning after `before`."""
         ...
 
-    async def delete(self, execution_id: ExecutionId) -> None:
-        """Remove the execution with its saga and tape, and its claim on blobs; idempotent."""
+    async def delete(self, execution_id: ExecutionId, archival: Archival) -> None:
+        """Remove the execution with its saga and tape, and its claim on blobs, and archive its events; idempotent."""
         ...
 
 

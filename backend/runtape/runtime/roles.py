@@ -9,6 +9,7 @@ from enum import StrEnum
 
 from runtape.application import admission, running, storing
 from runtape.application.admission import Admission
+from runtape.application.events import EventBrowser
 from runtape.application.flow import Handler, Subscription, Subscriptions
 from runtape.application.monitoring import PodMonitor
 from runtape.application.retention import Retention
@@ -40,6 +41,7 @@ class Role(StrEnum):
     K8S_WORKER = "k8s_worker"
     POD_MONITOR = "pod_monitor"
     RESULT_PROCESSOR = "result_processor"
+    EVENT_STORE = "event_store"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,7 @@ def parts(
     results: ResultProcessor,
     sweeper: Sweeper,
     retention: Retention,
+    events: EventBrowser,
 ) -> dict[Role, RoleParts]:
     """Return the parts of every role.
 
@@ -91,6 +94,7 @@ def parts(
             (worker.extend_leases,),
         ),
         Role.POD_MONITOR: RoleParts("pod-monitor", (), {}, (monitor.watch,)),
+        Role.EVENT_STORE: RoleParts("event-store", (), {}, (events.keep_index,)),
     }
 
 

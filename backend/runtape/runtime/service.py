@@ -12,6 +12,7 @@ from dishka.provider import BaseProvider
 from runtape.adapters.embedded.documents import SqliteExecutionStore
 from runtape.adapters.embedded.log import SqliteEventLog
 from runtape.application.admission import Admission
+from runtape.application.events import EventBrowser
 from runtape.application.flow import Flow, Tasks
 from runtape.application.health import Health
 from runtape.application.identity import Identity
@@ -69,6 +70,7 @@ class Service:
             results=await get(ResultProcessor),
             sweeper=sweeper,
             retention=await get(Retention),
+            events=await get(EventBrowser),
         )
         flow.subscribe(roles.subscriptions(list(parts.values())))
         event_log = await get(EventLog)

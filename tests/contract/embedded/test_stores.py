@@ -1,7 +1,7 @@
 """The embedded adapters keep the contracts of their ports."""
 
 from tests.contract.embedded.basic import EmbeddedStores
-from tests.contract.suites import log, retention, stores, tape
+from tests.contract.suites import events, log, retention, stores, tape
 
 
 class TestUnitOfWork(EmbeddedStores, stores.UnitOfWorkContract): ...
@@ -32,6 +32,12 @@ class TestBlobStore(EmbeddedStores, tape.BlobStoreContract): ...
 
 
 class TestExpirable(EmbeddedStores, retention.ExpirableContract): ...
+
+
+class TestEventStore(EmbeddedStores, events.EventStoreContract): ...
+
+
+class TestArchive(EmbeddedStores, events.ArchiveContract): ...
 
 
 class TestEventLog(EmbeddedStores, log.EventLogContract): ...

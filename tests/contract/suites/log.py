@@ -20,7 +20,7 @@ from runtape.ports.log import Delivery
 from runtape.ports.stores import Change, Durability
 from tests.builders import LEASE_TTL, PROJECT, an_execution, ended, requested, started
 from tests.clocks import START
-from tests.contract.suites.stores import Stores, StoresBasic, acceptance, over, stored
+from tests.contract.suites.stores import ARCHIVAL, Stores, StoresBasic, acceptance, over, stored
 
 GROUP = "group"
 TOPICS = (EXECUTION_EVENTS, POD_COMMANDS)
@@ -220,7 +220,7 @@ class EventLogContract(StoresBasic):
             await publish(stores, "gone", *commands("gone", 5))
             await reader.until("gone.create.5")
             reader.acknowledge(*reader.ids())
-            await stores.executions.delete(ExecutionId("gone"))
+            await stores.executions.delete(ExecutionId("gone"), ARCHIVAL)
             await publish(stores, "new")
             await reader.until("new.create.1")
             await reader.stop()
@@ -234,7 +234,7 @@ class EventLogContract(StoresBasic):
         await publish(stores, "first", *commands("first", 600))
         reader = Reader(stores)
         await publish(stores, "gone")
-        await stores.executions.delete(ExecutionId("gone"))
+        await stores.executions.delete(ExecutionId("gone"), ARCHIVAL)
         await publish(stores, "last")
         await reader.until("last.create.1")
         await reader.stop()

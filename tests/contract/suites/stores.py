@@ -17,6 +17,7 @@ from runtape.domain.ids import ExecutionId, ProjectId, UserId
 from runtape.domain.outcome import Status, TimelinePoint
 from runtape.domain.saga import Saga, SagaStep
 from runtape.ports.errors import VersionConflict
+from runtape.ports.events import Archival, EventStore
 from runtape.ports.log import EventLog
 from runtape.ports.pod_runtime import PodKey
 from runtape.ports.retention import Expirable
@@ -45,6 +46,7 @@ class Stores:
     tape: TapeStore
     blobs: BlobStore
     log: EventLog
+    events: EventStore
     clock: ManualClock
     expirable: Mapping[str, Expirable]
 
@@ -60,6 +62,9 @@ class StoresBasic(ABC):
     async def stores(self) -> AsyncIterator[Stores]:
         async with self.open() as stores:
             yield stores
+
+
+ARCHIVAL = Archival("admin", START, "nobody needs it")
 
 
 def change(document: Execution | Saga, expected_version: int, *messages: Message) -> Change:
@@ -426,7 +431,7 @@ class DeleteContract(StoresBasic):
         for execution in (gone, stays):
             await stores.tape.append(PodKey(execution.id, 1), [])
         for _ in range(2):
-            await stores.executions.delete(gone.id)
+            await stores.executions.delete(gone.id, ARCHIVAL)
             assert await stores.executions.get(gone.id) is None
             assert await stores.sagas.get(gone.id) is None
             assert await stores.executions.by_idempotency_key(ALICE, "k") is None

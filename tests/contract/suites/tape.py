@@ -15,7 +15,7 @@ from runtape.domain.tape import RECORD_BYTES, Record, Stream
 from runtape.ports.pod_runtime import PodKey
 from runtape.ports.stores import HEAD_BYTES, TapeSummary
 from tests.builders import EXECUTION, an_artifact, an_execution, ended, records, requested, started
-from tests.contract.suites.stores import Stores, StoresBasic, over, stored
+from tests.contract.suites.stores import ARCHIVAL, Stores, StoresBasic, over, stored
 
 KEY = PodKey(EXECUTION, 1)
 ODD = [b"\0", b"\xff\xfe", "ä".encode()[:1], "ä".encode()[1:], b"id: 1\n\ndata: x\n\n", b"\r\n", b"a" * RECORD_BYTES]
@@ -171,7 +171,7 @@ class TapeStoreContract(StoresBasic):
     async def test_the_tape_goes_with_its_execution(self, stores: Stores) -> None:
         await stored(stores, over(requested()))
         await stores.tape.append(KEY, records("a"))
-        await stores.executions.delete(EXECUTION)
+        await stores.executions.delete(EXECUTION, ARCHIVAL)
         assert list(await stores.tape.read(KEY, 0, 100)) == []
 
 
@@ -210,7 +210,7 @@ class BlobStoreContract(StoresBasic):
         found: list[list[bytes | None]] = []
         for deleted in (None, held[0], held[1]):
             if deleted is not None:
-                await stores.executions.delete(deleted.id)
+                await stores.executions.delete(deleted.id, ARCHIVAL)
             await stores.blobs.sweep(stores.clock.now() - timedelta(seconds=30))
             found.append([await stores.blobs.get(sha256) for sha256 in (own, shared, none)])
         assert found == [[b"own", b"shared", None], [None, b"shared", None], [None, None, None]]

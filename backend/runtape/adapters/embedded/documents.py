@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import msgspec
 
+from runtape.adapters.embedded import event_index
 from runtape.adapters.embedded.database import Database
 from runtape.adapters.embedded.log import SqliteEventLog
 from runtape.domain.events import Lease
@@ -17,6 +18,7 @@ from runtape.domain.execution import LEASE_GRACE, Execution
 from runtape.domain.ids import EventId, ExecutionId, UserId
 from runtape.domain.saga import Saga, SagaStep
 from runtape.ports.errors import VersionConflict
+from runtape.ports.events import Archival
 from runtape.ports.pod_runtime import PodKey
 from runtape.ports.stores import Change, Durability, ExecutionFilter, IdempotencyKeyTaken
 
@@ -172,15 +174,13 @@ class SqliteExecutionStore:
         rows = await self._database.read(lambda c: c.execute(query, (*chosen.values(), limit)).fetchall())
         return [_execution(row) for row in rows]
 
-    async def delete(self, execution_id: ExecutionId) -> None:
+    async def delete(self, execution_id: ExecutionId, archival: Archival) -> None:
         def work(c: sqlite3.Connection) -> None:
+            event_index.archive(c, event_index.offsets_of_execution(c, execution_id), archival)
             c.execute("delete from execution where id = ?", (execution_id,))
             c.execute("delete from saga where execution_id = ?", (execution_id,))
             c.execute("delete from tape where execution_id = ?", (execution_id,))
             c.execute("delete from artifact where execution_id = ?", (execution_id,))
-            # The newest row stays, whosesoever it is: SQLite would give its offset again, to a message that the
-            # consumers would take for one they have seen.
-            c.execute("delete from log where key = ? and offset < (select max(offset) from log)", (execution_id,))
 
         await self._database.write(work, durable=True)
         self._live.pop(execution_id, None)

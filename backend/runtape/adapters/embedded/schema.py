@@ -68,6 +68,45 @@ STORE_SCHEMA: tuple[str, ...] = (
         kind text primary key not null,
         position text not null
     ) without rowid""",
+    # A read model of the log, filled now and then (event_index.py); what it says is in no column of the log.
+    """create table if not exists event_index (
+        offset integer primary key,
+        id text not null,
+        type text not null,
+        execution_id text not null,
+        project_id text,
+        user_id text,
+        at_us integer not null,
+        attempt integer not null,
+        correlation_id text,
+        causation_id text
+    )""",
+    # Ids of events begin with the id of their execution, so this one finds those of an execution as well.
+    "create index if not exists event_index_by_id on event_index (id)",
+    "create index if not exists event_index_by_time on event_index (at_us)",
+    "create index if not exists event_index_by_type on event_index (type, at_us)",
+    "create index if not exists event_index_by_user on event_index (user_id, at_us)",
+    "create index if not exists event_index_by_project on event_index (project_id, at_us)",
+    "create index if not exists event_index_by_correlation on event_index (correlation_id, at_us)",
+    """create table if not exists event_archive (
+        offset integer primary key,
+        id text not null,
+        type text not null,
+        execution_id text not null,
+        project_id text,
+        user_id text,
+        at_us integer not null,
+        attempt integer not null,
+        correlation_id text,
+        causation_id text,
+        topic text not null,
+        body blob not null,
+        archived_at_us integer not null,
+        archived_by text not null,
+        reason text not null
+    )""",
+    "create index if not exists event_archive_by_time on event_archive (archived_at_us)",
+    "create index if not exists event_archive_by_execution on event_archive (execution_id, archived_at_us)",
     """create table if not exists consumer_offset (
         consumer_group text primary key not null,
         offset integer not null

@@ -25,6 +25,7 @@ from runtape.api.models import (
     ResultAnswer,
 )
 from runtape.api.problems import documented
+from runtape.application.events import EventBrowser
 from runtape.application.queries import Queries
 from runtape.application.submission import Submissions
 from runtape.domain.errors import ValidationFailed
@@ -124,12 +125,24 @@ async def get_events(
     execution_id: ExecutionIdPath,
     principal: PrincipalDep,
     queries: FromDishka[Queries],
+    browser: FromDishka[EventBrowser],
     event_types: Annotated[list[str] | None, Query(examples=[["execution_started"]])] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    cursor: Annotated[
+        str | None, Query(pattern=r"^\d{1,9}$", description="`next_cursor` of the page before", examples=["2"])
+    ] = None,
 ) -> EventList:
-    """List what has happened to an execution; the output is on its stream."""
+    """List what has happened to an execution, oldest first; the output is on its stream."""
     require(principal, Scope.READ)
     execution = await queries.execution(principal, execution_id)
+    wanted = set(event_types or ())
+    steps = [
+        step
+        for step in execution.history
+        if step.version > int(cursor or 0) and (not wanted or step.type.replace(".", "_") in wanted)
+    ]
+    causes = await browser.causes(execution_id)
+    correlation = execution.correlation
     events = [
         EventAnswer(
             event_type=step.type.replace(".", "_"),
@@ -139,11 +152,12 @@ async def get_events(
             timestamp=step.at,
             status=step.status,
             reason=step.reason,
+            correlation_id=correlation and correlation.id,
+            causation_id=causes.get(execution.event_id(step.version)),
         )
-        for step in execution.history
+        for step in steps[:limit]
     ]
-    wanted = set(event_types or ())
-    return EventList(events=[event for event in events if not wanted or event.event_type in wanted][:limit])
+    return EventList(events=events, next_cursor=str(steps[limit - 1].version) if len(steps) > limit else None)
 
 
 @router.post(

@@ -8,6 +8,7 @@ from dishka import Provider, Scope, provide
 from runtape.application.admission import Admission
 from runtape.application.announcing import Announcer
 from runtape.application.artifacts import ArtifactLibrary
+from runtape.application.events import EventBrowser
 from runtape.application.flow import Flow, Tasks
 from runtape.application.health import Health
 from runtape.application.identity import Identity
@@ -56,6 +57,7 @@ class ApplicationProvider(Provider):
     results = provide(ResultProcessor)
     monitor = provide(PodMonitor)
     sweeper = provide(Sweeper)
+    events = provide(EventBrowser)
 
     @provide
     def identity(self, store: IdentityStore, hasher: PasswordHasher, clock: Clock, ids: Ids) -> Identity:

@@ -10,6 +10,7 @@ from runtape.adapters.embedded.admission import InMemoryAdmissionQueue
 from runtape.adapters.embedded.clock import SystemClock, Uuid7Ids
 from runtape.adapters.embedded.database import Database
 from runtape.adapters.embedded.documents import SqliteExecutionStore, SqliteSagaStore, SqliteUnitOfWork
+from runtape.adapters.embedded.event_store import SqliteEventStore
 from runtape.adapters.embedded.identity_store import SqliteIdentityStore
 from runtape.adapters.embedded.live_feed import InProcessLiveFeed
 from runtape.adapters.embedded.log import SqliteEventLog
@@ -20,6 +21,7 @@ from runtape.adapters.embedded.tape import SqliteBlobStore, SqliteTapeStore
 from runtape.application.retention import Retention, RetentionRule
 from runtape.ports.admission import AdmissionQueue
 from runtape.ports.clock import Clock, Ids
+from runtape.ports.events import EventStore
 from runtape.ports.identity import IdentityStore, PasswordHasher
 from runtape.ports.limits import RateLimiter
 from runtape.ports.live import LiveFeed
@@ -44,6 +46,7 @@ class EmbeddedProvider(Provider):
     event_log = provide(SqliteEventLog)
     tape = provide(SqliteTapeStore, provides=TapeStore)
     blobs = provide(SqliteBlobStore, provides=BlobStore)
+    events = provide(SqliteEventStore, provides=EventStore)
     identities = provide(SqliteIdentityStore, provides=IdentityStore)
     unit_of_work = provide(SqliteUnitOfWork, provides=UnitOfWork)
 

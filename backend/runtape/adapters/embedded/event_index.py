@@ -1,0 +1,145 @@
+"""The index of the log and the archive beside it, as statements on a connection.
+
+Theory of operation
+===================
+What is searched in events lies in their bodies, and the log has no index but its offsets: whoever appends to it pays
+for nothing else.  ``event_index`` has those fields in columns.  SQLite itself fills it from the log, some hundred rows
+by a statement; what it has not seen yet lies beyond its greatest offset, so it needs no other memory.
+
+An event that is archived leaves the index and the log in the write that puts it into ``event_archive``.  The newest row
+of the log stays there, whosesoever it is: SQLite would give its offset again, to a message that the consumers would
+take for one they have seen.  Rows that are in the archive are not indexed again, and the archive forgets one only
+when it can go from the log as well.
+"""
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+
+from runtape.domain.ids import EventId, ExecutionId
+from runtape.ports.events import Archival
+
+SLICE = 250
+"""Rows of the log that one write indexes: so long do those wait that are queued behind it (about 5 ms)."""
+
+COLUMNS = "offset, id, type, execution_id, project_id, user_id, at_us, attempt, correlation_id, causation_id"
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+# A BLOB is no JSON to SQLite, and a body that is none must not stop the others.  Times are as ISO 8601 in UTC, with six
+# digits behind the second or none.  Ids are as `runtape.domain.events` makes them.
+def _described(rows: str) -> str:
+    return f"""select offset,
+        coalesce(
+            key || '.' || json_extract(body, '$.version'),
+            key || '.' || substr(type, instr(type, '.') + 1) || '.' || json_extract(body, '$.attempt'),
+            key || '.offset.' || offset
+        ),
+        type,
+        key,
+        json_extract(body, '$.project_id'),
+        user_id,
+        coalesce(
+            strftime('%s', json_extract(body, '$.at')) * 1000000
+            + case substr(json_extract(body, '$.at'), 20, 1)
+                when '.' then cast(substr(json_extract(body, '$.at'), 21, 6) as integer) else 0 end,
+            0
+        ),
+        coalesce(json_extract(body, '$.attempt'), 0),
+        json_extract(body, '$.correlation.id'),
+        json_extract(body, '$.causation_id')
+    from (
+        select l.offset, l.type, l.key, e.user_id,
+            case when json_valid(cast(l.body as text)) then cast(l.body as text) else '{{}}' end as body
+        from log l left join execution e on e.id = l.key
+        where {rows}
+    )"""
+
+
+_FILL = "insert into event_index " + _described(
+    "l.offset > ? and l.offset <= ? and l.offset not in (select offset from event_archive) order by l.offset limit ?"
+)
+_ARCHIVE = (
+    f"insert or ignore into event_archive select d.*, l.topic, l.body, ?, ?, ? from ({_described('l.offset = ?')}) d"
+    " cross join log l on l.offset = d.offset"
+)
+
+
+def microseconds(at: datetime) -> int:
+    """Return the time as it stands in columns: microseconds since 1970."""
+    return (at - _EPOCH) // _MICROSECOND
+
+
+def moment(at_us: int) -> datetime:
+    """Return the time that stands in a column."""
+    return _EPOCH + at_us * _MICROSECOND
+
+
+def bounds(execution_id: ExecutionId) -> tuple[str, str]:
+    """Return between which texts (the second exclusive) the ids of the execution's events lie."""
+    return f"{execution_id}.", f"{execution_id}/"  # the character behind the full stop
+
+
+def behind(c: sqlite3.Connection) -> bool:
+    """Whether the log may have rows that the index lacks."""
+    newest, indexed = c.execute(
+        "select (select max(offset) from log), (select max(offset) from event_index)"
+    ).fetchone()
+    return (newest or 0) > (indexed or 0)
+
+
+def fill(c: sqlite3.Connection) -> bool:
+    """Index the next rows of the log; return whether there may be more."""
+    (indexed,) = c.execute("select coalesce(max(offset), 0) from event_index").fetchone()
+    return c.execute(_FILL, (indexed, _LAST, SLICE)).rowcount == SLICE
+
+
+def fill_again(c: sqlite3.Connection, after: int) -> int | None:
+    """Index the rows behind `after` anew; return how far that went, None at the end of the log."""
+    (last,) = c.execute(
+        "select max(offset) from (select offset from log where offset > ? order by offset limit ?)", (after, SLICE)
+    ).fetchone()
+    c.execute("delete from event_index where offset > ? and offset <= ?", (after, last or _LAST))
+    if last is not None:
+        c.execute(_FILL, (after, last, SLICE))
+    return last
+
+
+def archive(c: sqlite3.Connection, offsets: Iterable[int], archival: Archival) -> None:
+    """Move the rows at `offsets` from the log to the archive; the executions they belong to must still be there."""
+    rows = [(offset,) for offset in offsets]
+    about = (microseconds(archival.at), archival.by, archival.reason)
+    c.executemany(_ARCHIVE, [(*about, *row) for row in rows])
+    c.executemany("delete from event_index where offset = ?", rows)
+    c.executemany("delete from log where offset = ? and offset < (select max(offset) from log)", rows)
+
+
+def offsets_of_event(c: sqlite3.Connection, event_id: EventId) -> Sequence[int]:
+    """Return where the event stands in the log, which is indexed; more than once when it was published again."""
+    return [offset for (offset,) in c.execute("select offset from event_index where id = ?", (event_id,))]
+
+
+def offsets_of_execution(c: sqlite3.Connection, execution_id: ExecutionId) -> Sequence[int]:
+    """Return where the events of the execution stand in the log, be they indexed or not."""
+    rows = c.execute(
+        "select offset from event_index where id >= ? and id < ? union select offset from log"
+        " where offset > (select coalesce(max(offset), 0) from event_index) and key = ?",
+        (*bounds(execution_id), execution_id),
+    )
+    return [offset for (offset,) in rows]
+
+
+def prune(c: sqlite3.Connection, archived_before: datetime, limit: int) -> int:
+    """Forget up to `limit` rows of the archive, and those of them that the log still has."""
+    rows = c.execute(
+        "select offset from event_archive where archived_at_us < ?"
+        " and offset is not (select max(offset) from log) order by archived_at_us, offset limit ?",
+        (microseconds(archived_before), limit),
+    ).fetchall()
+    c.executemany("delete from log where offset = ?", rows)
+    return c.executemany("delete from event_archive where offset = ?", rows).rowcount
+
+
+_LAST = (1 << 63) - 1
