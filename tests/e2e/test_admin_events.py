@@ -70,9 +70,9 @@ async def test_filters_and_text(client: Client, runs: list[str]) -> None:
     found = (await browse(client, user_id=USER, event_types=kinds))["events"]
     assert [event["execution_id"] for event in found[:2]] == [timeout, failed]
     assert found[1]["payload"]["outcome"]["kind"] == "memory_limit"
-    for name in ("execution_id", "aggregate_id"):
-        of_one = (await browse(client, **{name: failed}))["events"]
-        assert [event["event_type"] for event in of_one][:2] == ["result_stored", "execution_failed"]
+    of_one = (await browse(client, execution_id=failed))["events"]
+    assert (await browse(client, aggregate_id=failed))["events"] == of_one
+    assert [event["event_type"] for event in of_one][:2] == ["result_stored", "execution_failed"]
     correlated = (await browse(client, correlation_id=of_one[0]["correlation_id"]))["events"]
     assert correlated == of_one
     text = (await browse(client, search_text="hyperlink", execution_id=cancelled))["events"]
