@@ -90,7 +90,7 @@ async def test_an_index_that_is_wrong_is_made_right(database: Database) -> None:
     for damage in (
         "delete from event_index",
         "delete from event_index where offset % 7 = 3",
-        "update event_index set user_id = 'somebody' where offset = 400",
+        "update event_index set project_id = 'another' where offset = 400",
         "update event_index set offset = 5000 where offset = 1000",
     ):
         await database.write(lambda c, damage=damage: c.execute(damage).rowcount)

@@ -132,8 +132,8 @@ class EventStore(Protocol):
         """
         ...
 
-    async def prune(self, archived_before: datetime, limit: int) -> int:
-        """Remove up to `limit` events archived before then, the oldest first, for good; return how many."""
+    async def prune(self, before: datetime, limit: int) -> int:
+        """Remove up to `limit` events that were archived before then, the oldest first, for good; return how many."""
         ...
 
     async def index(self) -> None:

@@ -246,6 +246,16 @@ class EventStoreContract(StoresBasic):
             await run(stores, "new", 100)
             assert await stores.events.digest() != digests[1]
 
+    async def test_whose_an_event_is_stays_known_when_its_execution_is_no_longer_kept(self, stores: Stores) -> None:
+        told = await run(stores, "old")
+        digest = await stores.events.digest()
+        assert await stores.expirable["executions"].prune(after(3600), 100) == 1
+        await stores.events.rebuild()
+        assert await stores.events.digest() == digest
+        assert await ids(stores, user_id=UserId("user-alice")) == ids_of(told)[::-1]
+        await stores.events.archive(told[0].id, ARCHIVAL)
+        assert [each.event.user_id for each in await stores.events.archived(10)] == ["user-alice"]
+
 
 class ArchiveContract(StoresBasic):
     @pytest.mark.parametrize("indexed", [True, False])

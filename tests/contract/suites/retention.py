@@ -6,7 +6,8 @@ from datetime import timedelta
 
 from runtape.domain.events import EXECUTION_EVENTS
 from runtape.domain.execution import Execution
-from runtape.domain.ids import ExecutionId
+from runtape.domain.ids import EventId, ExecutionId
+from runtape.ports.events import EventFilter
 from runtape.ports.pod_runtime import PodKey
 from tests.builders import an_execution, records, requested, started
 from tests.clocks import START
@@ -94,6 +95,7 @@ class ExpirableContract(StoresBasic):
         async with self.open() as stores:
             for execution in (an_execution("live"), an_execution("done"), an_execution("newest")):
                 await stores.unit_of_work.commit([acceptance(execution)])
+            assert await stores.events.get(EventId("done.1")) is not None
             await stores.unit_of_work.commit([change(done, 1)])
             prune = stores.expirable["events"].prune
             assert await prune(START + DAY, 100) == 0, "nobody has handled them"
@@ -113,3 +115,6 @@ class ExpirableContract(StoresBasic):
                     if len(found) == 2:
                         break
             assert found == [live.id, "newest"]
+            assert await stores.events.get(EventId("done.1")) is None
+            told = await stores.events.browse(EventFilter(), 10)
+            assert {event.execution_id for event in told.events} == {live.id, "newest"}

@@ -10,6 +10,9 @@ An event that is archived leaves the index and the log in the write that puts it
 of the log stays there, whosesoever it is: SQLite would give its offset again, to a message that the consumers would
 take for one they have seen.  Rows that are in the archive are not indexed again, and the archive forgets one only
 when it can go from the log as well.
+
+Whose an event is stands in its execution alone, which may be gone before it: the index is the last to know, so it is
+made anew over the rows that it has.
 """
 
 import sqlite3
@@ -51,14 +54,14 @@ def _described(rows: str) -> str:
         json_extract(body, '$.correlation.id'),
         json_extract(body, '$.causation_id')
     from (
-        select l.offset, l.type, l.key, e.user_id,
+        select l.offset, l.type, l.key, coalesce(e.user_id, i.user_id) as user_id,
             case when json_valid(cast(l.body as text)) then cast(l.body as text) else '{{}}' end as body
-        from log l left join execution e on e.id = l.key
+        from log l left join execution e on e.id = l.key left join event_index i on i.offset = l.offset
         where {rows}
     )"""
 
 
-_FILL = "insert into event_index " + _described(
+_FILL = "insert or replace into event_index " + _described(
     "l.offset > ? and l.offset <= ? and l.offset not in (select offset from event_archive) order by l.offset limit ?"
 )
 _ARCHIVE = (
@@ -101,17 +104,26 @@ def fill_again(c: sqlite3.Connection, after: int) -> int | None:
     (last,) = c.execute(
         "select max(offset) from (select offset from log where offset > ? order by offset limit ?)", (after, SLICE)
     ).fetchone()
-    c.execute("delete from event_index where offset > ? and offset <= ?", (after, last or _LAST))
+    c.execute(
+        "delete from event_index where offset > ? and offset <= ?"
+        " and (offset not in (select offset from log) or offset in (select offset from event_archive))",
+        (after, last or _LAST),
+    )
     if last is not None:
         c.execute(_FILL, (after, last, SLICE))
     return last
 
 
-def archive(c: sqlite3.Connection, offsets: Iterable[int], archival: Archival) -> None:
-    """Move the rows at `offsets` from the log to the archive; the executions they belong to must still be there."""
-    rows = [(offset,) for offset in offsets]
+def archive(c: sqlite3.Connection, offsets: Sequence[int], archival: Archival) -> None:
+    """Move the rows at `offsets` from the log to the archive."""
     about = (microseconds(archival.at), archival.by, archival.reason)
-    c.executemany(_ARCHIVE, [(*about, *row) for row in rows])
+    c.executemany(_ARCHIVE, [(*about, offset) for offset in offsets])
+    forget(c, offsets)
+
+
+def forget(c: sqlite3.Connection, offsets: Iterable[int]) -> None:
+    """Remove the rows at `offsets` from the index, and from the log but for its newest."""
+    rows = [(offset,) for offset in offsets]
     c.executemany("delete from event_index where offset = ?", rows)
     c.executemany("delete from log where offset = ? and offset < (select max(offset) from log)", rows)
 

@@ -143,8 +143,8 @@ class SqliteEventStore:
         )
         return [ArchivedEvent(_event(row[:-3]), Archival(row[-2], moment(row[-3]), row[-1])) for row in rows]
 
-    async def prune(self, archived_before: datetime, limit: int) -> int:
-        return await self._database.write(lambda c: event_index.prune(c, archived_before, limit))
+    async def prune(self, before: datetime, limit: int) -> int:
+        return await self._database.write(lambda c: event_index.prune(c, before, limit))
 
     async def rebuild(self) -> None:
         after: int | None = 0

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from itertools import takewhile
 from typing import Any
 
+from runtape.adapters.embedded import event_index
 from runtape.adapters.embedded.database import Database
 from runtape.adapters.embedded.documents import SqliteExecutionStore
 from runtape.domain.ids import ExecutionId
@@ -149,7 +150,7 @@ class ExpiredEvents:
             wanted=lambda row: not row[2],
             limit=limit,
         )
-        offsets = [(row[0],) for row in found]
+        offsets = [row[0] for row in found]
         if offsets:
-            await self._database.write(lambda c: c.executemany("delete from log where offset = ?", offsets).rowcount)
+            await self._database.write(lambda c: event_index.forget(c, offsets))
         return len(offsets)

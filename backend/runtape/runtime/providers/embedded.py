@@ -79,13 +79,19 @@ class EmbeddedProvider(Provider):
 
     @provide
     def retention(
-        self, settings: Settings, database: Database, executions: SqliteExecutionStore, clock: Clock
+        self,
+        settings: Settings,
+        database: Database,
+        executions: SqliteExecutionStore,
+        events: EventStore,
+        clock: Clock,
     ) -> Retention:
         keep = settings.retention
         kinds: tuple[tuple[str, Expirable, float | None], ...] = (
             ("executions", ExpiredExecutions(database, executions), keep.executions_days),
             ("tapes", ExpiredTapes(database), keep.tapes_days),
             ("events", ExpiredEvents(database), keep.events_days),
+            ("archived_events", events, keep.events_days),
         )
         rules = [RetentionRule(name, kind, timedelta(days=days) if days else None) for name, kind, days in kinds]
         return Retention(rules=rules, clock=clock)
