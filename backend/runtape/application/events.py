@@ -27,7 +27,11 @@ from runtape.ports.stores import ExecutionStore
 log = structlog.get_logger(__name__)
 
 INDEX_INTERVAL_S = 10.0
-"""How far behind the log the index may be when nobody asks, so that whoever asks does not wait for long."""
+BUSY = 1_000
+"""Messages that come between two looks and let the index wait: while many runs end they are not to pay for it."""
+
+LONGEST_LAG = 100_000
+"""Messages that the index may lack when nobody asks: who then asks waits for as long as they take, about 3 s."""
 
 RELATED = 10
 TIMELINE = 200
@@ -53,15 +57,23 @@ class EventBrowser:
         self._store = store
         self._executions = executions
         self._clock = clock
+        self._left_waiting = 0
 
     async def keep_index(self) -> None:
-        """Take what is new into the index from time to time; runs until cancelled."""
+        """Look after the index from time to time; runs until cancelled."""
         while True:
             await asyncio.sleep(INDEX_INTERVAL_S)
             try:
-                await self._store.index()
+                await self.look_after_index()
             except Transient as error:
                 log.warning("event_index.failed", error=str(error))
+
+    async def look_after_index(self) -> None:
+        """Take into the index what is too much to wait, and all of it when little has come since the last look."""
+        waiting = await self._store.index(leave=LONGEST_LAG)
+        if waiting - self._left_waiting < BUSY:
+            waiting = await self._store.index()
+        self._left_waiting = waiting
 
     async def browse(self, where: EventFilter, limit: int, after: EventPosition | None) -> EventPage:
         """Return a page of events, newest first; see `EventStore.browse`."""

@@ -136,8 +136,11 @@ class EventStore(Protocol):
         """Remove up to `limit` events that were archived before then, the oldest first, for good; return how many."""
         ...
 
-    async def index(self) -> None:
-        """Take what is new in the log into the index; any call that needs that does it by itself."""
+    async def index(self, leave: int = 0) -> int:
+        """Take what is new in the log into the index, but for the newest `leave` messages; return how many it lacks.
+
+        Any call that needs the newest takes them in by itself.
+        """
         ...
 
     async def rebuild(self) -> None:

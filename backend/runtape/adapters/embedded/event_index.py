@@ -85,12 +85,12 @@ def bounds(execution_id: ExecutionId) -> tuple[str, str]:
     return f"{execution_id}.", f"{execution_id}/"  # the character behind the full stop
 
 
-def behind(c: sqlite3.Connection) -> bool:
-    """Whether the log may have rows that the index lacks."""
+def waiting(c: sqlite3.Connection) -> int:
+    """Return how many rows the log has at most that the index lacks."""
     newest, indexed = c.execute(
         "select (select max(offset) from log), (select max(offset) from event_index)"
     ).fetchone()
-    return (newest or 0) > (indexed or 0)
+    return max((newest or 0) - (indexed or 0), 0)
 
 
 def fill(c: sqlite3.Connection) -> bool:

@@ -58,10 +58,11 @@ class SqliteEventStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def index(self) -> None:
-        if await self._database.read(event_index.behind):
-            while await self._database.write(event_index.fill):
-                pass
+    async def index(self, leave: int = 0) -> int:
+        while (waiting := await self._database.read(event_index.waiting)) > leave:
+            if not await self._database.write(event_index.fill):
+                return 0
+        return waiting
 
     async def browse(self, where: EventFilter, limit: int, after: EventPosition | None = None) -> EventPage:
         if after is None:
