@@ -75,9 +75,9 @@ def _type(hint: Any, named: set[str]) -> Any:
         return {"type": "array", "items": _type(item, named)}
     if hint.__name__ in named:
         return hint.__name__
-    if is_dataclass(hint) and isinstance(hint, type):
+    if isinstance(hint, type) and is_dataclass(hint):
         return _record(hint, named)
-    if issubclass(hint, StrEnum):
+    if isinstance(hint, type) and issubclass(hint, StrEnum):
         named.add(hint.__name__)
         return {"type": "enum", "name": hint.__name__, "symbols": [each.value for each in hint]}
     raise TypeError(f"there is no Avro type for {hint}")
