@@ -324,12 +324,14 @@ class ArchiveContract(StoresBasic):
         await stores.events.rebuild()
         assert {event.execution_id for event in (await stores.events.browse(ALL, 100)).events} == {"last"}
 
-    async def test_pruning_brings_no_event_back(self, stores: Stores) -> None:
+    async def test_pruning_brings_no_event_back_and_gives_no_offset_again(self, stores: Stores) -> None:
         await run(stores, "gone")
         await stores.executions.delete(ExecutionId("gone"), ARCHIVAL)
+        newest = max(each.event.offset for each in await stores.events.archived(100))
         await stores.events.prune(after(10), 100)
         assert await ids(stores) == []
         await run(stores, "last")
+        assert min(event.offset for event in (await stores.events.browse(ALL, 100)).events) > newest
         await stores.events.prune(after(10), 100)
         await stores.events.rebuild()
         assert {event.execution_id for event in (await stores.events.browse(ALL, 100)).events} == {"last"}

@@ -118,3 +118,6 @@ class ExpirableContract(StoresBasic):
             assert await stores.events.get(EventId("done.1")) is None
             told = await stores.events.browse(EventFilter(), 10)
             assert {event.execution_id for event in told.events} == {live.id, "newest"}
+            digest = await stores.events.digest()
+            await stores.events.rebuild()
+            assert await stores.events.digest() == digest
