@@ -36,6 +36,12 @@ PATHS = {
     "/k8s-limits": {"GET"},
     "/health/live": {"GET"},
     "/health/ready": {"GET"},
+    "/admin/events/x": {"GET", "DELETE"},
+    # An event could have one of these names as well.
+    "/admin/events/browse": {"POST", "GET", "DELETE"},
+    "/admin/events/stats": {"GET", "DELETE"},
+    "/admin/events/archive": {"GET", "DELETE"},
+    "/admin/events/export/csv": {"GET"},
 }
 
 

@@ -145,7 +145,7 @@ _EVENT: dict[str, Any] = {
     "user_id": "019a7c1c-1f7e-7a10-8d11-2f0c7d1b9a01",
     "attempt": 1,
     "correlation_id": "5f1c22d09b7a-1c",
-    "causation_id": None,
+    "causation_id": f"{EXECUTION_EXAMPLE}.2",
     "payload": {"version": 3, "outcome": {"kind": "exited", "exit_code": 0}, "last_seq": 1},
 }
 
@@ -323,7 +323,7 @@ class ArchivedEventList(Answer):
                         "reason": "the execution was deleted",
                     }
                 ],
-                "next_cursor": None,
+                "next_cursor": CURSOR_EXAMPLE,
             }
         }
     )
