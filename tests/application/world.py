@@ -15,6 +15,7 @@ from runtape.adapters.embedded.live_feed import InProcessLiveFeed
 from runtape.adapters.embedded.log import SqliteEventLog
 from runtape.adapters.simulated import SimulatedPodRuntime
 from runtape.application.admission import Admission
+from runtape.application.admission_control import AdmissionControl
 from runtape.application.announcing import Announcer
 from runtape.application.artifacts import ArtifactLibrary
 from runtape.application.events import EventBrowser
@@ -38,6 +39,7 @@ from runtape.ports.admission import Capacity
 from runtape.ports.clock import Ids
 from runtape.ports.live import LiveFeed
 from runtape.ports.pod_runtime import PodKey
+from runtape.ports.tracing import StepSpans
 from runtape.runtime import roles
 from runtape.runtime.consumer import Consumer
 from runtape.runtime.roles import Role
@@ -86,6 +88,7 @@ class World:
     flow: Flow
     tasks: Tasks
     admission: Admission
+    control: AdmissionControl
     worker: Worker
     monitor: PodMonitor
     results: ResultProcessor
@@ -213,6 +216,7 @@ async def a_world(
     wrap_pods: Callable[[SimulatedPodRuntime], Any] = lambda pods: pods,
     limits: LimitPolicy | None = None,
     packages: PackagePolicy | None = None,
+    spans: StepSpans | None = None,
     expect_failures: bool = False,
     database_type: type[Database] = Database,
 ) -> AsyncIterator[World]:
@@ -240,7 +244,7 @@ async def a_world(
         queries = Queries(executions=stores.executions, tape=stores.tape, library=artifacts)
         catalogue = RuntimeCatalogue()
         await catalogue.load(pods)
-        admission = Admission(queue=queue, sagas=stores.sagas, flow=flow, announcer=announcer, clock=clock)
+        admission = Admission(queue=queue, sagas=stores.sagas, flow=flow, announcer=announcer, clock=clock, spans=spans)
         worker = Worker(
             owner=owner,
             pods=runtime,
@@ -277,6 +281,9 @@ async def a_world(
             flow=flow,
             tasks=tasks,
             admission=admission,
+            control=AdmissionControl(
+                queue=queue, gates=stores.gates, executions=stores.executions, admission=admission
+            ),
             worker=worker,
             monitor=monitor,
             results=results,

@@ -1,7 +1,7 @@
 """The shapes of answers, for OpenAPI and for FastAPI's own routes."""
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -137,8 +137,8 @@ class ExecutionAnswer(Answer):
     finished_at: datetime | None
 
     @classmethod
-    def of(cls, execution: Execution) -> "ExecutionAnswer":
-        """Show `execution`."""
+    def of(cls, execution: Execution, **more: Any) -> Self:
+        """Show `execution`, with the fields that a wider answer has beside its own."""
         return cls(
             execution_id=execution.id,
             status=execution.status,
@@ -156,6 +156,7 @@ class ExecutionAnswer(Answer):
             created_at=execution.created_at,
             started_at=execution.started_at,
             finished_at=execution.finished_at,
+            **more,
         )
 
 

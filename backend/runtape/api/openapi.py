@@ -104,6 +104,7 @@ def _execute() -> dict[str, Any]:
                 "validation_failed",
                 "rate_limited",
                 "queue_full",
+                "draining",
             ),
         },
     }

@@ -44,6 +44,7 @@ _STATUS: Mapping[str, tuple[int, str]] = {
     "method_not_allowed": (405, "The path does not take this method"),
     "already_terminal": (409, "The execution has ended"),
     "not_terminal": (409, "The execution has not ended"),
+    "not_waiting": (409, "The execution does not wait"),
     "idempotency_conflict": (409, "The idempotency key was used for another request"),
     "output_expired": (410, "The output is no longer kept"),
     "body_too_large": (413, "The body is too large"),
@@ -59,6 +60,7 @@ _STATUS: Mapping[str, tuple[int, str]] = {
     "rate_limited": (429, "Too many requests"),
     "internal": (500, "The service failed"),
     "queue_full": (503, "The queue is full"),
+    "draining": (503, "The service accepts nothing new"),
     "unavailable": (503, "A part of the service is unavailable"),
 }
 _CODE_OF_STATUS = {

@@ -8,13 +8,15 @@ from runtape.application.announcing import Announcer
 from runtape.application.flow import NOTHING, Documents, Effect, Flow, Step
 from runtape.application.retrying import persistently
 from runtape.domain import saga as sagas
-from runtape.domain.events import ExecutionEnded, ExecutionEvent, ExecutionRequested, Message
+from runtape.domain.errors import NotWaiting
+from runtape.domain.events import ExecutionEnded, ExecutionEvent, ExecutionRequested, Message, Priority
 from runtape.domain.ids import ExecutionId
 from runtape.domain.saga import Saga, SagaStep
 from runtape.ports.admission import AdmissionQueue, Entry
 from runtape.ports.clock import Clock
 from runtape.ports.errors import Transient
 from runtape.ports.stores import Change, Durability, SagaStore
+from runtape.ports.tracing import NoSpans, StepSpans
 
 log = structlog.get_logger(__name__)
 
@@ -29,13 +31,15 @@ TOLD = 100
 its place again with every heartbeat."""
 
 
-def _change(before: Saga | None, after: Saga, messages: tuple[Message, ...]) -> Change:
+def _change(
+    before: Saga | None, after: Saga, messages: tuple[Message, ...], durability: Durability = Durability.PROCESS
+) -> Change:
     # A saga can be made again from its execution, so it need not survive the loss of power by itself.
     return Change(
         document=after,
         expected_version=before.version if before else 0,
         messages=messages,
-        durability=Durability.PROCESS,
+        durability=durability,
     )
 
 
@@ -43,13 +47,21 @@ class Admission:
     """Admits executions, queues those that have to wait, and passes places on."""
 
     def __init__(
-        self, *, queue: AdmissionQueue, sagas: SagaStore, flow: Flow, announcer: Announcer, clock: Clock
+        self,
+        *,
+        queue: AdmissionQueue,
+        sagas: SagaStore,
+        flow: Flow,
+        announcer: Announcer,
+        clock: Clock,
+        spans: StepSpans | None = None,
     ) -> None:
         self._queue = queue
         self._sagas = sagas
         self._flow = flow
         self._announcer = announcer
         self._clock = clock
+        self._spans = spans or NoSpans()
         self._telling = False
 
     async def on_requested(self, message: Message, documents: Documents) -> Step:
@@ -64,6 +76,7 @@ class Admission:
         entry = _entry(saga)
         if not await self._queue.offer(entry):
             # In line only once the saga is stored: whoever is granted a place must have one to admit.
+            saga = sagas.wait(saga, message.at)
             return Step(changes=(_change(None, saga, ()),), effects=(self._enqueueing(entry),))
         admitted, commands = sagas.admit(saga, message.at)
         return Step(changes=(_change(None, admitted, tuple(commands)),), undo=self._taking_back(entry.execution_id))
@@ -80,7 +93,7 @@ class Admission:
         effects = (self._passing_on(message.execution_id),) if frees else ()
         if saga is None or followed is None or followed is saga:
             return Step(effects=effects)
-        return Step(changes=(_change(saga, followed, tuple(commands)),), effects=effects)
+        return Step(changes=(_change(saga, followed, tuple(commands)),), effects=(*effects, *self._tracing(followed)))
 
     async def admit_waiting(self) -> None:
         """Admit whoever may run now."""
@@ -99,13 +112,12 @@ class Admission:
             if saga is None:
                 return NOTHING
             execution = await documents.execution(execution_id)
-            ended = execution is None or execution.status.terminal
-            stored = execution is None or execution.result is not None
-            checked, commands = sagas.check(saga, self._clock.now(), ended=ended, stored=stored)
-            effects = (self._passing_on(execution_id),) if ended else ()
+            checked, commands = sagas.check(saga, self._clock.now(), execution)
+            over = execution is None or execution.status.terminal
+            effects = (self._passing_on(execution_id),) if over else ()
             if checked is saga:
                 return Step(effects=effects)
-            return Step(changes=(_change(saga, checked, tuple(commands)),), effects=effects)
+            return Step(changes=(_change(saga, checked, tuple(commands)),), effects=(*effects, *self._tracing(checked)))
 
         await self._flow.perform(decide)
 
@@ -131,6 +143,27 @@ class Admission:
             return NOTHING if again is saga else Step(changes=(_change(saga, again, tuple(commands)),))
 
         await self._flow.perform(decide)
+
+    async def rank(self, execution_id: ExecutionId, priority: Priority) -> Saga:
+        """Let an execution that waits do so with another priority, for good.  Raises: NotWaiting; Transient."""
+        ranked: list[Saga] = []
+
+        async def decide(documents: Documents) -> Step:
+            ranked.clear()
+            saga = await documents.saga(execution_id)
+            execution = await documents.execution(execution_id)
+            over = execution is None or execution.status.terminal
+            if over or saga is None or saga.step is not SagaStep.QUEUE:
+                raise NotWaiting(f"execution {execution_id} does not wait for a place")
+            ranked.append(sagas.rank(saga, priority, self._clock.now()))
+            if ranked[0] is saga:
+                return NOTHING
+            return Step(changes=(_change(saga, ranked[0], (), Durability.POWER),))
+
+        await self._flow.perform(decide)
+        await self._queue.rank(_entry(ranked[0]))
+        self._announcer.queue_moved(self._queue.front(TOLD))
+        return ranked[0]
 
     async def restore(self) -> dict[ExecutionId, int]:
         """Rebuild the queue from the sagas and return the attempt that each unfinished one asked for.
@@ -163,7 +196,11 @@ class Admission:
         saga = await documents.saga(entry.execution_id)
         execution = await documents.execution(entry.execution_id)
         if saga is None or execution is None or execution.status.terminal:
-            return Step(effects=(self._passing_on(entry.execution_id),))
+            ended = saga and sagas.check(saga, self._clock.now(), execution)[0]
+            changes = (
+                (_change(saga, ended, ()),) if saga is not None and ended is not None and ended is not saga else ()
+            )
+            return Step(changes=changes, effects=(self._passing_on(entry.execution_id),))
         admitted, commands = sagas.admit(saga, self._clock.now())
         if admitted is saga:
             return NOTHING if saga.admitted else Step(effects=(self._passing_on(entry.execution_id),))
@@ -192,6 +229,15 @@ class Admission:
 
         return take_back
 
+    def _tracing(self, saga: Saga) -> tuple[Effect, ...]:
+        if saga.step is not SagaStep.DONE or not self._spans.recording:
+            return ()
+
+        async def trace() -> None:
+            self._spans.tell(saga)
+
+        return (trace,)
+
     def _passing_on(self, execution_id: ExecutionId) -> Effect:
         async def pass_on() -> None:
             await self._queue.release(execution_id)
@@ -201,4 +247,4 @@ class Admission:
 
 
 def _entry(saga: Saga) -> Entry:
-    return Entry(saga.execution_id, saga.project_id, saga.lang, saga.priority)
+    return Entry(saga.execution_id, saga.project_id, saga.lang, saga.priority, saga.waiting_since)

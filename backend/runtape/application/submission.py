@@ -3,6 +3,7 @@
 Everything is checked before anything is written, so what is refused leaves no trace.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from runtape.application.runtimes import RuntimeCatalogue
 from runtape.application.sources import SourceLibrary
 from runtape.domain import execution as executions
 from runtape.domain.errors import (
+    Draining,
     IdempotencyConflict,
     InvalidPath,
     NotFound,
@@ -29,7 +31,7 @@ from runtape.domain.identity import Principal
 from runtape.domain.ids import ExecutionId
 from runtape.domain.limits import LimitPolicy
 from runtape.domain.source import PackagePolicy, Source, SourceFile, checked_path
-from runtape.ports.admission import AdmissionQueue
+from runtape.ports.admission import AdmissionQueue, Gate
 from runtape.ports.clock import Clock, Ids
 from runtape.ports.events import Archival
 from runtape.ports.pod_runtime import Runtime
@@ -42,7 +44,7 @@ ARGUMENT_BYTES = 128 << 10
 
 IDEMPOTENCY_TTL = timedelta(hours=24)
 IDEMPOTENCY_KEY_BYTES = 255
-QUEUE_RETRY_S = 5
+LONGEST_RETRY_S = 3600
 
 METADATA = "# /// script"
 """The line that begins a header with requirements in a script (PEP 723)."""
@@ -116,7 +118,7 @@ class Submissions:
         """Accept the submission and return its execution's id once it is durable.
 
         The same idempotency key with the same body gives the execution that it gave before, for 24 hours.
-        Raises: Invalid; IdempotencyConflict; QueueFull; Transient.
+        Raises: Invalid; IdempotencyConflict; Draining; QueueFull; Transient.
         """
         spec, source, file_name = self._checked(submission)
         _check_files(source, file_name)
@@ -191,8 +193,11 @@ class Submissions:
                 )
             if (known := await self._known(principal, key, body_sha256)) is not None:
                 return known
+        if self._queue.gate is Gate.DRAINING:
+            raise Draining("this installation is being drained and accepts nothing new; try again later")
         if not self._queue.has_room(principal.project_id):
-            raise QueueFull("the queue is full; try again later", retry_after_s=QUEUE_RETRY_S)
+            wait_s = min(max(math.ceil(self._queue.room_in_s(principal.project_id)), 1), LONGEST_RETRY_S)
+            raise QueueFull(f"the queue is full; try again in about {wait_s} s", retry_after_s=wait_s)
         now = self._clock.now()
         execution_id = ExecutionId(self._ids.new_id())
         execution = Execution(

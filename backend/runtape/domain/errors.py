@@ -15,7 +15,9 @@ DomainError
 ├── OutputExpired                output_expired
 ├── AlreadyTerminal              already_terminal
 ├── NotTerminal                  not_terminal
+├── NotWaiting                   not_waiting
 ├── QueueFull                    queue_full
+├── Draining                     draining
 ├── RateLimited                  rate_limited
 ├── Unauthenticated              unauthenticated
 ├── ScopeMissing                 scope_missing
@@ -137,6 +139,18 @@ class NotTerminal(DomainError):
     """The execution has not ended; what was asked needs one that has."""
 
     code = "not_terminal"
+
+
+class NotWaiting(DomainError):
+    """The execution waits no more; what was asked needs one that does."""
+
+    code = "not_waiting"
+
+
+class Draining(DomainError):
+    """The operator lets nothing more in, so that what is here can end."""
+
+    code = "draining"
 
 
 class QueueFull(DomainError):

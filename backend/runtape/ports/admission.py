@@ -1,7 +1,9 @@
 """Who may run now: an index of the sagas, never their truth."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
 from typing import Protocol
 
 from runtape.domain.events import Priority
@@ -10,23 +12,28 @@ from runtape.domain.ids import ExecutionId, ProjectId
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capacity:
-    """How many executions may run at once, and wait: in whole, of one project, of one language."""
+    """How many executions may run at once, and wait: in whole, of one project, of one language.
+
+    Whoever has waited for `ageing_s` stands in line with the next higher priority from then on.
+    """
 
     running: int
     running_per_project: int
     running_per_lang: int
     queued: int
     queued_per_project: int
+    ageing_s: float = 300.0
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An execution that wants to run."""
+    """An execution that wants to run; `since` is when it began to wait with its priority."""
 
     execution_id: ExecutionId
     project_id: ProjectId
     lang: str
     priority: Priority
+    since: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +44,58 @@ class Place:
     estimated_wait_s: float
 
 
+class Gate(StrEnum):
+    """What the operator lets through: everything; nobody to a place; nobody into the line either."""
+
+    OPEN = "open"
+    PAUSED = "paused"
+    DRAINING = "draining"
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """One who waits: `priority` is the one that it stands in line with by now, which its entry's may have aged to."""
+
+    entry: Entry
+    priority: Priority
+    place: Place
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """How the queue stands: how many wait and run, by project and in whole.  No project is there with nobody."""
+
+    gate: Gate
+    capacity: Capacity
+    waiting: int
+    running: int
+    waiting_by_priority: Mapping[Priority, int]
+    waiting_by_project: Mapping[ProjectId, int]
+    running_by_project: Mapping[ProjectId, int]
+
+
 class AdmissionQueue(Protocol):
-    """Orders by priority, then fair share between projects, then first come; within `Capacity`."""
+    """Orders by priority, then fair share between projects, then first come; within `Capacity`.
+
+    Fair share: the project that runs the least is next; of those that run equally many, the one whose last turn is the
+    longest ago.  One that comes anew takes its turn after all who wait already.
+    """
+
+    @property
+    def gate(self) -> Gate:
+        """What the operator lets through."""
+        ...
+
+    def set_gate(self, gate: Gate) -> None:
+        """Let no more through than `gate` says, from now on.  Those who run are not touched."""
+        ...
 
     def has_room(self, project_id: ProjectId) -> bool:
         """Whether another execution of the project may be accepted: it would run or wait."""
+        ...
+
+    def room_in_s(self, project_id: ProjectId) -> float:
+        """Return in how many seconds the project may have room, as far as that can be told."""
         ...
 
     async def offer(self, entry: Entry) -> bool:
@@ -53,6 +107,10 @@ class AdmissionQueue(Protocol):
 
     async def enqueue(self, entry: Entry) -> None:
         """Let `entry` wait for its turn.  Idempotent: what is admitted stays so, what waits keeps its place."""
+        ...
+
+    async def rank(self, entry: Entry) -> None:
+        """Let the one who waits under the id of `entry` wait as `entry` from now on; else no effect."""
         ...
 
     async def restore(self, entries: Sequence[Entry], *, admitted: bool) -> None:
@@ -68,9 +126,33 @@ class AdmissionQueue(Protocol):
         ...
 
     async def place(self, execution_id: ExecutionId) -> Place | None:
-        """Return where `execution_id` stands in the queue; None when it does not wait."""
+        """Return where `execution_id` stands in the queue, about; None when it does not wait."""
+        ...
+
+    async def drained(self) -> None:
+        """Return when nobody runs."""
+        ...
+
+    async def survey(self) -> Survey:
+        """Return how the queue stands."""
+        ...
+
+    async def waiting(self, limit: int, after: ExecutionId | None) -> Sequence[Waiting]:
+        """Return up to `limit` of those who wait in the order of their ids, which is that of time, beyond `after`."""
         ...
 
     def front(self, count: int) -> Sequence[ExecutionId]:
         """Return up to `count` of those who wait, about in the order in which they will be admitted."""
+        ...
+
+
+class GateStore(Protocol):
+    """The operator's gate at rest."""
+
+    async def gate(self) -> Gate:
+        """Return the gate that was set last; `OPEN` before."""
+        ...
+
+    async def put_gate(self, gate: Gate) -> None:
+        """Remember `gate`; survives the loss of power.  Raises: Transient."""
         ...

@@ -11,11 +11,11 @@ from datetime import datetime
 from enum import Enum
 from typing import Protocol
 
-from runtape.domain.events import Message
+from runtape.domain.events import Message, Priority
 from runtape.domain.execution import Execution
 from runtape.domain.ids import EventId, ExecutionId, ProjectId, UserId
 from runtape.domain.outcome import Status
-from runtape.domain.saga import Saga
+from runtape.domain.saga import Saga, SagaState
 from runtape.domain.tape import Record, Stream
 from runtape.ports.events import Archival
 from runtape.ports.pod_runtime import PodKey
@@ -64,6 +64,7 @@ class ExecutionFilter:
     project_id: ProjectId | None = None
     status: Status | None = None
     lang: str | None = None
+    priority: Priority | None = None
     created_from: datetime | None = None
     created_before: datetime | None = None
 
@@ -114,6 +115,15 @@ class ExecutionStore(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SagaFilter:
+    """Which sagas to list: all conditions hold together."""
+
+    user_id: UserId | None = None
+    execution_id: ExecutionId | None = None
+    state: SagaState | None = None
+
+
 class SagaStore(Protocol):
     """Saga documents."""
 
@@ -127,6 +137,10 @@ class SagaStore(Protocol):
 
     async def due(self, before: datetime, limit: int) -> Sequence[Saga]:
         """Return sagas whose ``due_at`` has passed, the longest overdue first."""
+        ...
+
+    async def list(self, where: SagaFilter, limit: int, before: ExecutionId | None) -> Sequence[Saga]:
+        """Return up to `limit` matching sagas of executions that exist, newest first, beginning after `before`."""
         ...
 
 

@@ -13,6 +13,7 @@ from runtape.adapters.embedded.documents import SqliteExecutionStore
 from runtape.adapters.embedded.log import SqliteEventLog
 from runtape.application.admission import Admission
 from runtape.application.events import EventBrowser
+from runtape.application.admission_control import AdmissionControl
 from runtape.application.flow import Flow, Tasks
 from runtape.application.health import Health
 from runtape.application.identity import Identity
@@ -77,6 +78,7 @@ class Service:
         # The monitor watches before anything is started by the recovery.
         for task in parts[Role.POD_MONITOR].tasks:
             tasks.keep(task, Role.POD_MONITOR)
+        await (await get(AdmissionControl)).restore()
         await sweeper.recover((await get(ProcessIdentity)).owner)
         for role, part in parts.items():
             if part.topics:

@@ -50,6 +50,9 @@ class AdmissionSettings(_Section):
     running_per_lang: int | None = Field(default=None, ge=1, description="of one language; all of them unless set")
     queued: int = Field(default=10_000, ge=0, description="executions that wait; beyond that 503 queue_full")
     queued_per_project: int = Field(default=5_000, ge=0, description="executions of one project that wait")
+    ageing_s: float = Field(
+        default=300.0, gt=0, description="wait after which an execution counts one priority higher, and so on, s"
+    )
 
 
 class LimitSettings(_Section):
@@ -201,6 +204,7 @@ class Settings(BaseSettings):
             running_per_lang=admission.running_per_lang or admission.running,
             queued=admission.queued,
             queued_per_project=admission.queued_per_project,
+            ageing_s=admission.ageing_s,
         )
 
     @cached_property

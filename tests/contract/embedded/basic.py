@@ -12,6 +12,7 @@ from runtape.adapters.embedded.admission import InMemoryAdmissionQueue
 from runtape.adapters.embedded.database import Database
 from runtape.adapters.embedded.documents import SqliteExecutionStore, SqliteSagaStore, SqliteUnitOfWork
 from runtape.adapters.embedded.event_store import SqliteEventStore
+from runtape.adapters.embedded.gate_store import SqliteGateStore
 from runtape.adapters.embedded.live_feed import InProcessLiveFeed
 from runtape.adapters.embedded.log import SqliteEventLog
 from runtape.adapters.embedded.retention import ExpiredEvents, ExpiredExecutions, ExpiredTapes
@@ -52,6 +53,7 @@ async def sqlite_stores(
             blobs=SqliteBlobStore(database, clock),
             log=log,
             events=SqliteEventStore(database),
+            gates=SqliteGateStore(database),
             clock=clock,
             expirable={
                 "executions": ExpiredExecutions(database, executions),

@@ -1,7 +1,7 @@
 """The embedded adapters keep the contracts of their ports."""
 
 from tests.contract.embedded.basic import EmbeddedStores
-from tests.contract.suites import events, log, retention, stores, tape
+from tests.contract.suites import events, log, operating, retention, stores, tape
 
 
 class TestUnitOfWork(EmbeddedStores, stores.UnitOfWorkContract): ...
@@ -23,6 +23,15 @@ class TestDelete(EmbeddedStores, stores.DeleteContract): ...
 
 
 class TestSagaStore(EmbeddedStores, stores.SagaStoreContract): ...
+
+
+class TestSagaList(EmbeddedStores, operating.SagaListContract): ...
+
+
+class TestPriorities(EmbeddedStores, operating.PriorityContract): ...
+
+
+class TestGateStore(EmbeddedStores, operating.GateStoreContract): ...
 
 
 class TestTapeStore(EmbeddedStores, tape.TapeStoreContract): ...

@@ -16,6 +16,7 @@ from runtape.domain.execution import LEASE_GRACE, Execution, Idempotency, evolve
 from runtape.domain.ids import ExecutionId, ProjectId, UserId
 from runtape.domain.outcome import Status, TimelinePoint
 from runtape.domain.saga import Saga, SagaStep
+from runtape.ports.admission import GateStore
 from runtape.ports.errors import VersionConflict
 from runtape.ports.events import Archival, EventStore
 from runtape.ports.log import EventLog
@@ -47,6 +48,7 @@ class Stores:
     blobs: BlobStore
     log: EventLog
     events: EventStore
+    gates: GateStore
     clock: ManualClock
     expirable: Mapping[str, Expirable]
 

@@ -16,11 +16,12 @@ from runtape.adapters.embedded.log import SqliteEventLog
 from runtape.domain.events import Lease
 from runtape.domain.execution import LEASE_GRACE, Execution
 from runtape.domain.ids import EventId, ExecutionId, UserId
-from runtape.domain.saga import Saga, SagaStep
+from runtape.domain.outcome import Status
+from runtape.domain.saga import STATE_OF, Saga, SagaStep, settled
 from runtape.ports.errors import VersionConflict
 from runtape.ports.events import Archival
 from runtape.ports.pod_runtime import PodKey
-from runtape.ports.stores import Change, Durability, ExecutionFilter, IdempotencyKeyTaken
+from runtape.ports.stores import Change, Durability, ExecutionFilter, IdempotencyKeyTaken, SagaFilter
 
 _encode = msgspec.json.Encoder().encode
 _decode_execution = msgspec.json.Decoder(Execution).decode
@@ -28,6 +29,8 @@ _decode_saga = msgspec.json.Decoder(Saga).decode
 
 RECENT = 256
 """Finished executions kept decoded, for the reads that follow the end of a run."""
+
+_STATUS_OF = {state: status for status, state in STATE_OF.items()}
 
 _COLUMNS = "doc, due_at, lease_expires_at, idempotency_key"
 
@@ -163,6 +166,7 @@ class SqliteExecutionStore:
             "project_id = ?": where.project_id,
             "status = ?": where.status,
             "lang = ?": where.lang,
+            "json_extract(cast(doc as text), '$.spec.priority') = ?": where.priority,
             "created_at >= ?": where.created_from and where.created_from.timestamp(),
             "created_at < ?": where.created_before and where.created_before.timestamp(),
             "id < ?": before,
@@ -257,6 +261,37 @@ class SqliteSagaStore:
             ).fetchall()
         )
         return [_decode_saga(row[0]) for row in rows]
+
+    async def list(self, where: SagaFilter, limit: int, before: ExecutionId | None) -> Sequence[Saga]:
+        # What has ended is told by columns; what has not is told by its document, and there are few of those.
+        ended = _STATUS_OF.get(where.state) if where.state is not None else None
+        conditions: dict[str, Any] = {
+            "e.user_id = ?": where.user_id,
+            "s.execution_id = ?": where.execution_id,
+            "s.execution_id < ?": before,
+            "not s.unfinished and e.status = ?": ended,
+        }
+        chosen = {text: value for text, value in conditions.items() if value is not None}
+        if where.state is not None and ended is None:
+            chosen["s.unfinished and ?"] = True
+        clause = " and ".join(chosen) or "1"
+        # The condition texts are the literals above; every value is bound.
+        query = (
+            "select s.doc, e.status from saga s join execution e on e.id = s.execution_id"
+            f" where {clause} order by s.execution_id desc"
+        )
+
+        def work(c: sqlite3.Connection) -> list[Saga]:
+            found: list[Saga] = []
+            for doc, status in c.execute(query, tuple(chosen.values())):
+                saga = settled(_decode_saga(doc), Status(status))
+                if where.state is None or saga.state is where.state:
+                    found.append(saga)
+                if len(found) == limit:
+                    break
+            return found
+
+        return await self._database.read(work)
 
 
 class SqliteUnitOfWork:

@@ -107,6 +107,10 @@ STORE_SCHEMA: tuple[str, ...] = (
     )""",
     "create index if not exists event_archive_by_time on event_archive (archived_at_us)",
     "create index if not exists event_archive_by_execution on event_archive (execution_id, archived_at_us)",
+    """create table if not exists admission_gate (
+        id integer primary key check (id = 1),
+        gate text not null
+    )""",
     """create table if not exists consumer_offset (
         consumer_group text primary key not null,
         offset integer not null

@@ -1,6 +1,5 @@
 """Reading, cancelling, retrying and deleting executions."""
 
-import re
 from datetime import datetime
 from functools import partial
 from typing import Annotated, Any
@@ -12,7 +11,6 @@ from fastapi.responses import Response
 from runtape.api.access import PrincipalDep, RequestedDep, require
 from runtape.api.downloads import DOWNLOADED, Download, WantedDep
 from runtape.api.models import (
-    EXECUTION_EXAMPLE,
     Accepted,
     ArtifactAnswer,
     ArtifactList,
@@ -24,15 +22,17 @@ from runtape.api.models import (
     ExecutionList,
     ResultAnswer,
 )
+from runtape.api.models_admission import ExecutionInQueueAnswer
+from runtape.api.paging import ExecutionIdPath, PageCursor, PageLimit, execution_cursor
 from runtape.api.problems import documented
 from runtape.application.events import EventBrowser
 from runtape.application.queries import Queries
 from runtape.application.submission import Submissions
 from runtape.domain.errors import ValidationFailed
 from runtape.domain.identity import Scope
-from runtape.domain.ids import ExecutionId
 from runtape.domain.outcome import Status
 from runtape.domain.tape import Stream
+from runtape.ports.admission import AdmissionQueue
 from runtape.ports.stores import ExecutionFilter
 
 router = APIRouter(route_class=DishkaRoute, tags=["executions"])
@@ -45,19 +45,17 @@ def _change(*codes: str) -> dict[int | str, dict[str, Any]]:
     return documented(*_ALWAYS, "csrf_failed", *codes)
 
 
-_CURSOR = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
-PAGE_LIMIT = 200
-
-ExecutionIdPath = Annotated[ExecutionId, Path(examples=[EXECUTION_EXAMPLE])]
-
-
-@router.get("/executions/{execution_id}", response_model=ExecutionAnswer, responses=_READ)
+@router.get("/executions/{execution_id}", response_model=ExecutionInQueueAnswer, responses=_READ)
 async def get_execution(
-    execution_id: ExecutionIdPath, principal: PrincipalDep, queries: FromDishka[Queries]
-) -> ExecutionAnswer:
-    """Show an execution as it stands."""
+    execution_id: ExecutionIdPath,
+    principal: PrincipalDep,
+    queries: FromDishka[Queries],
+    queue: FromDishka[AdmissionQueue],
+) -> ExecutionInQueueAnswer:
+    """Show an execution as it stands, and while it waits for a place, where in the queue."""
     require(principal, Scope.READ)
-    return ExecutionAnswer.of(await queries.execution(principal, execution_id))
+    execution = await queries.execution(principal, execution_id)
+    return ExecutionInQueueAnswer.at(execution, await queue.place(execution_id))
 
 
 @router.get("/executions/{execution_id}/result", response_model=ResultAnswer, responses=_READ)
@@ -192,6 +190,7 @@ async def cancel_execution(
         "limit_out_of_range",
         "idempotency_conflict",
         "queue_full",
+        "draining",
     ),
 )
 async def retry_execution(
@@ -234,20 +233,16 @@ async def list_executions(
     end_time: Annotated[
         datetime | None, Query(description="created before this time", examples=["2026-02-01T00:00:00Z"])
     ] = None,
-    limit: Annotated[int, Query(ge=1, le=PAGE_LIMIT)] = 50,
-    cursor: Annotated[
-        str | None, Query(description="`next_cursor` of the page before", examples=[EXECUTION_EXAMPLE])
-    ] = None,
+    limit: PageLimit = 50,
+    cursor: PageCursor = None,
 ) -> ExecutionList:
     """List the caller's executions, newest first."""
     require(principal, Scope.READ)
     for name, value in (("start_time", start_time), ("end_time", end_time)):
         if value is not None and value.tzinfo is None:
             raise ValidationFailed("give the time with its zone, as in 2026-01-31T12:00:00Z", field=name)
-    if cursor is not None and not _CURSOR.match(cursor):
-        raise ValidationFailed(f'"{cursor[:80]}" is no cursor; send the next_cursor of the page before', field="cursor")
     where = ExecutionFilter(
         user_id=principal.user_id, status=status, lang=lang, created_from=start_time, created_before=end_time
     )
-    page, next_cursor = await queries.list(where, limit, ExecutionId(cursor) if cursor is not None else None)
+    page, next_cursor = await queries.list(where, limit, execution_cursor(cursor))
     return ExecutionList(executions=[ExecutionAnswer.of(execution) for execution in page], next_cursor=next_cursor)

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 import structlog
 from dishka import Provider, Scope, provide
 
+from runtape.adapters.otel.spans import OpenTelemetrySpans
 from runtape.application.admission import Admission
+from runtape.application.admission_control import AdmissionControl
 from runtape.application.announcing import Announcer
 from runtape.application.artifacts import ArtifactLibrary
 from runtape.application.events import EventBrowser
@@ -16,6 +18,7 @@ from runtape.application.monitoring import PodMonitor
 from runtape.application.queries import Queries
 from runtape.application.running import Worker
 from runtape.application.runtimes import RuntimeCatalogue
+from runtape.application.sagas import Sagas
 from runtape.application.sources import SourceLibrary
 from runtape.application.storing import ResultProcessor
 from runtape.application.streaming import Streams
@@ -30,6 +33,7 @@ from runtape.ports.live import LiveFeed
 from runtape.ports.log import EventLog
 from runtape.ports.pod_runtime import PodRuntime
 from runtape.ports.stores import BlobStore, ExecutionStore, SagaStore, TapeStore, UnitOfWork
+from runtape.ports.tracing import StepSpans
 from runtape.runtime.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -53,7 +57,8 @@ class ApplicationProvider(Provider):
     catalogue = provide(RuntimeCatalogue)
     queries = provide(Queries)
     submissions = provide(Submissions)
-    admission = provide(Admission)
+    admission_control = provide(AdmissionControl)
+    sagas = provide(Sagas)
     results = provide(ResultProcessor)
     monitor = provide(PodMonitor)
     sweeper = provide(Sweeper)
@@ -62,6 +67,22 @@ class ApplicationProvider(Provider):
     @provide
     def identity(self, store: IdentityStore, hasher: PasswordHasher, clock: Clock, ids: Ids) -> Identity:
         return Identity(store, hasher, clock, ids)
+
+    @provide
+    def spans(self) -> StepSpans:
+        return OpenTelemetrySpans()
+
+    @provide
+    def admission(
+        self,
+        queue: AdmissionQueue,
+        sagas: SagaStore,
+        flow: Flow,
+        announcer: Announcer,
+        clock: Clock,
+        spans: StepSpans,
+    ) -> Admission:
+        return Admission(queue=queue, sagas=sagas, flow=flow, announcer=announcer, clock=clock, spans=spans)
 
     @provide
     def limits(self, settings: Settings) -> LimitPolicy:

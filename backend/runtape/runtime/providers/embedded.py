@@ -11,6 +11,7 @@ from runtape.adapters.embedded.clock import SystemClock, Uuid7Ids
 from runtape.adapters.embedded.database import Database
 from runtape.adapters.embedded.documents import SqliteExecutionStore, SqliteSagaStore, SqliteUnitOfWork
 from runtape.adapters.embedded.event_store import SqliteEventStore
+from runtape.adapters.embedded.gate_store import SqliteGateStore
 from runtape.adapters.embedded.identity_store import SqliteIdentityStore
 from runtape.adapters.embedded.live_feed import InProcessLiveFeed
 from runtape.adapters.embedded.log import SqliteEventLog
@@ -19,7 +20,7 @@ from runtape.adapters.embedded.rate_limiter import GcraRateLimiter
 from runtape.adapters.embedded.retention import ExpiredEvents, ExpiredExecutions, ExpiredTapes
 from runtape.adapters.embedded.tape import SqliteBlobStore, SqliteTapeStore
 from runtape.application.retention import Retention, RetentionRule
-from runtape.ports.admission import AdmissionQueue
+from runtape.ports.admission import AdmissionQueue, GateStore
 from runtape.ports.clock import Clock, Ids
 from runtape.ports.events import EventStore
 from runtape.ports.identity import IdentityStore, PasswordHasher
@@ -48,6 +49,7 @@ class EmbeddedProvider(Provider):
     blobs = provide(SqliteBlobStore, provides=BlobStore)
     events = provide(SqliteEventStore, provides=EventStore)
     identities = provide(SqliteIdentityStore, provides=IdentityStore)
+    gates = provide(SqliteGateStore, provides=GateStore)
     unit_of_work = provide(SqliteUnitOfWork, provides=UnitOfWork)
 
     @provide
