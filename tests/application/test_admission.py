@@ -190,6 +190,18 @@ async def test_a_saga_that_waits_for_nobody_ends_when_its_turn_comes(world: Worl
     assert (survey.running, survey.waiting) == (0, 0)
 
 
+async def test_the_end_of_an_execution_frees_its_place_also_when_its_saga_is_lost(world: World) -> None:
+    first, (one,) = await busy(world, "print 1")
+    sagas: Any = world.stores.sagas
+    sagas.deleted(first)
+    await sagas._database.write(lambda c: c.execute("delete from saga where execution_id = ?", (first,)).rowcount)
+    world.pods.let("go")
+    assert (await world.until_stored(one)).status == "completed"
+    await world.until_quiet()
+    survey = await world.queue.survey()
+    assert (survey.running, survey.waiting) == (0, 0)
+
+
 # Traces
 
 
