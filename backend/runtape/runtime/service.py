@@ -12,8 +12,8 @@ from dishka.provider import BaseProvider
 from runtape.adapters.embedded.documents import SqliteExecutionStore
 from runtape.adapters.embedded.log import SqliteEventLog
 from runtape.application.admission import Admission
-from runtape.application.events import EventBrowser
 from runtape.application.admission_control import AdmissionControl
+from runtape.application.events import EventBrowser
 from runtape.application.flow import Flow, Tasks
 from runtape.application.health import Health
 from runtape.application.identity import Identity

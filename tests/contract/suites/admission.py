@@ -456,8 +456,7 @@ def admission_machine(make: Callable[[Capacity, Clock], AdmissionQueue]) -> Any:
             line, self.line = sorted(self.waiting, key=lambda entry: entry.execution_id), []
             self.do(self.queue.restore(line, admitted=False))
             for entry in line:
-                aged = (self.clock.now() - entry.since) // timedelta(seconds=AGEING_S)
-                self.line.append((max(ORDER.index(entry.priority) - aged, 0), entry))
+                self.stand(entry)
 
         @rule()
         def grant(self) -> None:

@@ -212,9 +212,7 @@ class InMemoryAdmissionQueue:
 
     def _join_line(self, entry: Entry) -> None:
         self._age()  # those whose time has come stand before whoever comes now
-        # One who waited before a restart has aged as if there had been none.
-        aged = max((self._clock.now() - entry.since) // self._ageing, 0)
-        self._stand(entry, max(_ORDER.index(entry.priority) - aged, 0))
+        self._stand(entry, _ORDER.index(entry.priority))
         self._waiting_by_project[entry.project_id] += 1
 
     def _leave_line(self, standing: _Standing) -> None:
