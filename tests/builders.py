@@ -6,6 +6,8 @@ from typing import Any
 
 from runtape.domain import execution as executions
 from runtape.domain.artifact import NO_ARTIFACTS, Artifact, Artifacts
+from runtape.domain.dead_letter import RawMessage
+from runtape.domain.events import POD_COMMANDS
 from runtape.domain.execution import Execution, Idempotency, OnInterrupt, SourceRef, Spec, evolve_all
 from runtape.domain.identity import CredentialKind, Principal, Role, Scope, scopes_of
 from runtape.domain.ids import ExecutionId, ProjectId, UserId
@@ -95,3 +97,9 @@ def records(*texts: str | bytes, first_seq: int = 1, stream: Stream = Stream.STD
         Record(seq, stream, seq * 1000, text.encode() if isinstance(text, str) else text)
         for seq, text in enumerate(texts, first_seq)
     ]
+
+
+def a_raw_message(offset: int = 1, key: str = EXECUTION, topic: str = POD_COMMANDS, **changes: Any) -> RawMessage:
+    """Return a message as a log holds it."""
+    raw = RawMessage(topic=topic, partition=0, offset=offset, key=key, type="pod.create", body=b"\x00\xff raw")
+    return replace(raw, **changes)

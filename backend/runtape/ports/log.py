@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from runtape.domain.dead_letter import RawMessage
 from runtape.domain.events import Message
 
 
@@ -15,18 +16,40 @@ class Delivery:
     offset: int
 
 
+@dataclass(frozen=True, slots=True)
+class UndecodableDelivery:
+    """What stands in the place of a message and is none, for the reason `cause`; delivered like one."""
+
+    raw: RawMessage
+    cause: str
+
+    @property
+    def offset(self) -> int:
+        """Where it stands."""
+        return self.raw.offset
+
+
 class EventLog(Protocol):
     """Reads the log.  Messages get into it with the change that caused them (`UnitOfWork.commit`)."""
 
-    def consume(self, group: str, topics: Sequence[str]) -> AsyncIterator[Delivery]:
+    def consume(self, group: str, topics: Sequence[str]) -> AsyncIterator[Delivery | UndecodableDelivery]:
         """Yield the messages of `topics` that `group` has not acknowledged, oldest first, then live.
 
-        At-least-once, in order per execution.  One consumer per group and process.
+        At-least-once, in order per execution.  One consumer per group and process.  What cannot be decoded is
+        delivered all the same, in its place, to every group of its topic: nobody can say whom it was for.
         """
         ...
 
-    def acknowledge(self, group: str, delivery: Delivery) -> None:
+    def acknowledge(self, group: str, delivery: Delivery | UndecodableDelivery) -> None:
         """Note that `group` is done with it; may be called in any order, and is durable some time later."""
+        ...
+
+    async def raw(self, delivery: Delivery) -> RawMessage | None:
+        """Return the message as the log holds it; None when it was deleted meanwhile.  Raises: Transient."""
+        ...
+
+    def decode(self, raw: RawMessage) -> Message:
+        """Return the message that `raw` holds.  Raises: Poison."""
         ...
 
     async def ready(self) -> None:

@@ -1,8 +1,9 @@
 """How the embedded adapters are made for the contract suites."""
 
 import os
+import sqlite3
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -10,6 +11,7 @@ import pytest
 
 from runtape.adapters.embedded.admission import InMemoryAdmissionQueue
 from runtape.adapters.embedded.database import Database
+from runtape.adapters.embedded.dead_letters import SqliteDeadLetterStore
 from runtape.adapters.embedded.documents import SqliteExecutionStore, SqliteSagaStore, SqliteUnitOfWork
 from runtape.adapters.embedded.event_store import SqliteEventStore
 from runtape.adapters.embedded.gate_store import SqliteGateStore
@@ -54,6 +56,7 @@ async def sqlite_stores(
             log=log,
             events=SqliteEventStore(database),
             gates=SqliteGateStore(database),
+            dead_letters=SqliteDeadLetterStore(database),
             clock=clock,
             expirable={
                 "executions": ExpiredExecutions(database, executions),
@@ -64,6 +67,17 @@ async def sqlite_stores(
     finally:
         log.close()
         await database.close()
+
+
+def plant(path: Path, topic: str, key: str, type: str, body: bytes | str) -> int:
+    """Put a row into the log of a database that nobody has open, and return its offset."""
+    with closing(sqlite3.connect(path)) as connection, connection:
+        for statement in STORE_SCHEMA:
+            connection.execute(statement)
+        values = (topic, key, type, body)
+        added = connection.execute("insert into log (topic, key, type, body) values (?,?,?,?)", values).lastrowid
+        assert added is not None
+        return added
 
 
 class EmbeddedStores(StoresBasic):

@@ -1,7 +1,7 @@
 """The embedded adapters keep the contracts of their ports."""
 
-from tests.contract.embedded.basic import EmbeddedStores
-from tests.contract.suites import events, log, operating, retention, stores, tape
+from tests.contract.embedded.basic import EmbeddedStores, plant
+from tests.contract.suites import dead_letters, events, log, operating, retention, stores, tape
 
 
 class TestUnitOfWork(EmbeddedStores, stores.UnitOfWorkContract): ...
@@ -40,7 +40,9 @@ class TestTapeStore(EmbeddedStores, tape.TapeStoreContract): ...
 class TestBlobStore(EmbeddedStores, tape.BlobStoreContract): ...
 
 
-class TestExpirable(EmbeddedStores, retention.ExpirableContract): ...
+class TestExpirable(EmbeddedStores, retention.ExpirableContract):
+    def plant(self, topic: str, key: str, type: str, body: bytes | str) -> int:
+        return plant(self._path, topic, key, type, body)
 
 
 class TestEventStore(EmbeddedStores, events.EventStoreContract): ...
@@ -49,4 +51,9 @@ class TestEventStore(EmbeddedStores, events.EventStoreContract): ...
 class TestArchive(EmbeddedStores, events.ArchiveContract): ...
 
 
-class TestEventLog(EmbeddedStores, log.EventLogContract): ...
+class TestDeadLetterStore(EmbeddedStores, dead_letters.DeadLetterStoreContract): ...
+
+
+class TestEventLog(EmbeddedStores, log.EventLogContract):
+    def plant(self, topic: str, key: str, type: str, body: bytes | str) -> int:
+        return plant(self._path, topic, key, type, body)

@@ -1,14 +1,20 @@
 """What every `EventLog` does, with the `UnitOfWork` that feeds it."""
 
 import asyncio
+import re
+from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Sequence
+
+import msgspec
+import pytest
 
 from runtape.domain import execution as executions
 from runtape.domain.events import (
     EXECUTION_EVENTS,
     MESSAGE_TYPES,
     POD_COMMANDS,
+    Correlation,
     Message,
     PodCreate,
     PodKill,
@@ -16,7 +22,8 @@ from runtape.domain.events import (
 )
 from runtape.domain.ids import EventId, ExecutionId
 from runtape.domain.outcome import Outcome, OutcomeKind, TimelinePoint, Usage
-from runtape.ports.log import Delivery
+from runtape.ports.errors import Poison
+from runtape.ports.log import Delivery, UndecodableDelivery
 from runtape.ports.stores import Change, Durability
 from tests.builders import LEASE_TTL, PROJECT, an_execution, ended, requested, started
 from tests.clocks import START
@@ -34,12 +41,16 @@ class Reader:
         self._group = group
         self._arrived = asyncio.Condition()
         self.deliveries: list[Delivery] = []
+        self.undecodable: list[UndecodableDelivery] = []
         self._task = asyncio.ensure_future(self._read(topics))
 
     async def _read(self, topics: Sequence[str]) -> None:
         async for delivery in self._stores.log.consume(self._group, topics):
             async with self._arrived:
-                self.deliveries.append(delivery)
+                if isinstance(delivery, Delivery):
+                    self.deliveries.append(delivery)
+                else:
+                    self.undecodable.append(delivery)
                 self._arrived.notify_all()
 
     async def until(self, message_id: str) -> list[str]:
@@ -82,6 +93,10 @@ async def publish(
 
 
 class EventLogContract(StoresBasic):
+    @abstractmethod
+    def plant(self, topic: str, key: str, type: str, body: bytes | str) -> int:
+        """Put a row into the log past all code, while nothing is open, and return its offset."""
+
     async def test_every_message_arrives_as_it_was_sent(self, stores: Stores) -> None:
         live = started()
         result = StoredResult(stdout_sha256="a", stderr_sha256="b", stdout_bytes=1)
@@ -237,6 +252,75 @@ class EventLogContract(StoresBasic):
         await stores.executions.delete(ExecutionId("gone"), ARCHIVAL)
         await publish(stores, "last")
         await reader.until("last.create.1")
+        await reader.stop()
+
+    async def test_what_cannot_be_decoded_is_delivered_in_its_place_to_each_group_of_its_topic(self) -> None:
+        async with self.open() as stores:
+            await publish(stores, "e", *commands("e", 1))
+        good = msgspec.json.encode(commands("e")[0])
+        planted = [
+            (self.plant(POD_COMMANDS, "e", name, body), name, body)
+            for name, body in (
+                ("pod.create", b""),
+                ("pod.create", b"\xff\x00"),
+                ("pod.create", b"{}"),
+                ("pod.create", b"[" * 100_000),
+                ("pod.create", good.replace(b'"e"', b'"\xff"')),
+                ("pod.create", good.replace(b'"e"', b'"other"')),
+                ("pod.create", "text, no bytes: \u00fc"),
+                ("pod.dance", good),
+                ("", good),
+            )
+        ]
+        self.plant(EXECUTION_EVENTS, "e", "execution.unheard", good)
+        async with self.open() as stores:
+            readers = [Reader(stores, "a", [POD_COMMANDS]), Reader(stores, "b", [POD_COMMANDS])]
+            await publish(stores, "f")
+            for reader in readers:
+                assert await reader.until("f.create.1") == ["e.create.1", "f.create.1"]
+                found = [(each.offset, each.raw.type, each.raw.body) for each in reader.undecodable]
+                bodies = [
+                    (offset, name, body.encode() if isinstance(body, str) else body) for offset, name, body in planted
+                ]
+                assert found == bodies
+                assert {(each.raw.topic, each.raw.key, each.raw.partition) for each in reader.undecodable} == {
+                    (POD_COMMANDS, "e", 0)
+                }
+                for each in reader.undecodable:
+                    assert each.cause
+                    with pytest.raises(Poison, match=re.escape(each.cause)):
+                        stores.log.decode(each.raw)
+                await reader.stop()
+
+    async def test_what_cannot_be_decoded_comes_again_until_it_is_acknowledged(self) -> None:
+        offset = self.plant(POD_COMMANDS, "e", "pod.dance", b"?")
+        for number, (expected, acknowledged) in enumerate((([offset], False), ([offset], True), ([], False))):
+            async with self.open() as stores:
+                reader = Reader(stores)
+                await publish(stores, f"f{number}")
+                await reader.until(f"f{number}.create.1")
+                assert [each.offset for each in reader.undecodable] == expected
+                if acknowledged:
+                    stores.log.acknowledge(GROUP, reader.undecodable[0])
+                    reader.acknowledge(*reader.ids())
+                await reader.stop()
+
+    async def test_a_message_can_be_had_as_the_log_holds_it(self, stores: Stores) -> None:
+        reader = Reader(stores)
+        origin = commands("e")[0].caused(Correlation("request-1", "00-trace"), EventId("e.1"))
+        await publish(stores, "e", origin)
+        await publish(stores, "f")
+        await reader.until("f.create.1")
+        raw, plain = [await stores.log.raw(delivery) for delivery in reader.deliveries]
+        assert raw is not None
+        assert plain is not None
+        assert (raw.topic, raw.partition, raw.key, raw.type) == (POD_COMMANDS, 0, "e", "pod.create")
+        assert raw.offset == reader.deliveries[0].offset
+        assert raw.headers == {"correlation_id": "request-1", "traceparent": "00-trace", "causation_id": "e.1"}
+        assert plain.headers == {}
+        assert stores.log.decode(raw) == origin
+        await stores.executions.delete(ExecutionId("e"))
+        assert await stores.log.raw(reader.deliveries[0]) is None
         await reader.stop()
 
     async def test_it_is_ready(self, stores: Stores) -> None:

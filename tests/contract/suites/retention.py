@@ -1,6 +1,7 @@
 """What every set of `Expirable` stores does: executions, tapes and events."""
 
 import asyncio
+from abc import abstractmethod
 from dataclasses import replace
 from datetime import timedelta
 
@@ -8,6 +9,7 @@ from runtape.domain.events import EXECUTION_EVENTS
 from runtape.domain.execution import Execution
 from runtape.domain.ids import EventId, ExecutionId
 from runtape.ports.events import EventFilter
+from runtape.ports.log import Delivery
 from runtape.ports.pod_runtime import PodKey
 from tests.builders import an_execution, records, requested, started
 from tests.clocks import START
@@ -31,6 +33,10 @@ async def kept_tapes(stores: Stores, *executions: Execution) -> list[bool]:
 
 
 class ExpirableContract(StoresBasic):
+    @abstractmethod
+    def plant(self, topic: str, key: str, type: str, body: bytes | str) -> int:
+        """Put a row into the log past all code, while nothing is open, and return its offset."""
+
     async def test_older_executions_go_with_all_that_is_theirs(self, stores: Stores) -> None:
         ended = [of_day(number, over(requested(an_execution(key=f"k{number}")))) for number in range(5)]
         await with_tapes(stores, *ended)
@@ -90,6 +96,34 @@ class ExpirableContract(StoresBasic):
         assert await stores.expirable["tapes"].prune(START + 9 * DAY, 100) == 1
         assert await kept_tapes(stores, *ended) == [False, False, True]
 
+    async def test_what_cannot_be_read_goes_with_its_neighbours(self) -> None:
+        at = b'{"at":"%s"}'
+        bodies = [
+            b"",
+            b"\xff",
+            b"[" * 5000,
+            b"{}",
+            b'{"at":3}',
+            at % b"soon",
+            at % b"\xff",
+            at % b"2026-01-05T09:30:00",
+            "x",
+        ]
+        async with self.open() as stores:
+            await stored(stores, over(requested(an_execution("done"))))
+        for body in bodies:
+            self.plant(EXECUTION_EVENTS, "done", "execution.completed", body)
+        async with self.open() as stores:
+            for name in ("old", "newest"):
+                await stores.unit_of_work.commit([acceptance(an_execution(name))])
+            seen = stores.log.consume("group", (EXECUTION_EVENTS,))
+            for _ in range(len(bodies) + 2):
+                stores.log.acknowledge("group", await anext(seen))
+            await seen.aclose()  # pyright: ignore[reportAttributeAccessIssue]
+        async with self.open() as stores:
+            assert await stores.expirable["events"].prune(START + DAY, 100) == len(bodies)
+            assert await stores.expirable["events"].prune(START + DAY, 100) == 0
+
     async def test_only_handled_events_of_what_is_over_go(self) -> None:
         live, done = requested(an_execution("live")), over(requested(an_execution("done")))
         async with self.open() as stores:
@@ -111,6 +145,7 @@ class ExpirableContract(StoresBasic):
             found: list[str] = []
             async with asyncio.timeout(5):
                 async for delivery in stores.log.consume("another", (EXECUTION_EVENTS,)):
+                    assert isinstance(delivery, Delivery)
                     found.append(delivery.message.execution_id)
                     if len(found) == 2:
                         break

@@ -17,9 +17,10 @@ from runtape.domain.ids import ExecutionId, ProjectId, UserId
 from runtape.domain.outcome import Status, TimelinePoint
 from runtape.domain.saga import Saga, SagaStep
 from runtape.ports.admission import GateStore
+from runtape.ports.dead_letters import DeadLetterStore
 from runtape.ports.errors import VersionConflict
 from runtape.ports.events import Archival, EventStore
-from runtape.ports.log import EventLog
+from runtape.ports.log import Delivery, EventLog
 from runtape.ports.pod_runtime import PodKey
 from runtape.ports.retention import Expirable
 from runtape.ports.stores import (
@@ -49,6 +50,7 @@ class Stores:
     log: EventLog
     events: EventStore
     gates: GateStore
+    dead_letters: DeadLetterStore
     clock: ManualClock
     expirable: Mapping[str, Expirable]
 
@@ -179,6 +181,7 @@ class UnitOfWorkContract(StoresBasic):
         assert await stores.executions.get(ExecutionId("fresh")) is None
         await stores.unit_of_work.commit([acceptance(an_execution("later"))])
         async for delivery in stores.log.consume("group", [fresh.messages[0].topic]):
+            assert isinstance(delivery, Delivery)
             assert delivery.message.execution_id == "later"
             return
 

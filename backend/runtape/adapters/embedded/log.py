@@ -5,17 +5,30 @@ import sqlite3
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
+from typing import Any
 
 import msgspec
 
 from runtape.adapters.embedded.database import Database
-from runtape.domain.events import MESSAGE_TYPES, Message
+from runtape.domain.dead_letter import RawMessage
+from runtape.domain.events import MESSAGE_TYPES, Correlation, Message
 from runtape.domain.ids import EventId
-from runtape.ports.errors import Transient
-from runtape.ports.log import Delivery
+from runtape.ports.errors import Poison, Transient
+from runtape.ports.log import Delivery, UndecodableDelivery
+
+
+class _Origin(msgspec.Struct):
+    """What every message tells of where it comes from, read apart from the rest."""
+
+    correlation: Correlation | None = None
+    causation_id: str | None = None
+
 
 _encode = msgspec.json.Encoder().encode
 _decoders = {name: msgspec.json.Decoder(message).decode for name, message in MESSAGE_TYPES.items()}
+_decode_origin = msgspec.json.Decoder(_Origin).decode
+
+_ROW = "offset, topic, key, type, cast(body as blob)"
 
 PAGE = 500
 FLUSH_INTERVAL_S = 1.0
@@ -58,7 +71,7 @@ class SqliteEventLog:
                     group.offer(offset, message, done=(message_id, group.name) in handled)
         self._schedule_flush()
 
-    async def consume(self, group: str, topics: Sequence[str]) -> AsyncIterator[Delivery]:
+    async def consume(self, group: str, topics: Sequence[str]) -> AsyncIterator[Delivery | UndecodableDelivery]:
         acknowledged, newest = await self._database.read(
             lambda c: c.execute(
                 "select (select offset from consumer_offset where consumer_group = ?), (select max(offset) from log)",
@@ -82,15 +95,14 @@ class SqliteEventLog:
                 del self._groups[group]
                 self._store_offsets([state])
 
-    async def _catch_up(self, state: "_Group") -> AsyncIterator[Delivery]:
+    async def _catch_up(self, state: "_Group") -> AsyncIterator[Delivery | UndecodableDelivery]:
         """Deliver from the table until nothing lies between it and what arrives in memory."""
         while True:
             # A row that is committed and not yet told of is left for `committed`, which knows who has handled it.
             told = self._told
             rows = await self._database.read(
                 lambda c, after=state.read_to, told=told: c.execute(
-                    "select offset, topic, type, body from log"
-                    " where offset > ? and offset <= ? order by offset limit ?",
+                    f"select {_ROW} from log where offset > ? and offset <= ? order by offset limit ?",  # noqa: S608
                     (after, told, PAGE),
                 ).fetchall()
             )
@@ -101,13 +113,23 @@ class SqliteEventLog:
                     continue
                 state.behind = False
                 return
-            for offset, topic, name, body in rows:
+            for row in rows:
+                offset, topic, *_ = row
                 state.read_to = offset
                 if topic in state.topics and not state.is_done(offset):
                     state.in_flight.add(offset)
-                    yield Delivery(_decoders[name](body), offset)
+                    yield _delivery(row)
 
-    def acknowledge(self, group: str, delivery: Delivery) -> None:
+    async def raw(self, delivery: Delivery) -> RawMessage | None:
+        row = await self._database.read(
+            lambda c: c.execute(f"select {_ROW} from log where offset = ?", (delivery.offset,)).fetchone()  # noqa: S608
+        )
+        return _raw(row) if row else None
+
+    def decode(self, raw: RawMessage) -> Message:
+        return _decode(raw.key, raw.type, raw.body)
+
+    def acknowledge(self, group: str, delivery: Delivery | UndecodableDelivery) -> None:
         state = self._groups.get(group)
         if state is not None:
             state.in_flight.discard(delivery.offset)
@@ -136,6 +158,45 @@ class SqliteEventLog:
         if self._flusher is not None:
             self._flusher.cancel()
             self._flush()
+
+
+def _decode(key: str, name: str, body: bytes) -> Message:
+    """Return the message of a row.  Raises: Poison."""
+    decode = _decoders.get(name)
+    if decode is None:
+        raise Poison(f'no message has the type "{name}" here')
+    try:
+        message = decode(body)
+    except Exception as error:  # whatever the bytes are, they must not stop those who read the log
+        raise Poison(f'not a message of the type "{name}": {error}') from error
+    if message.execution_id != key:
+        raise Poison(f'a message about "{message.execution_id}" under the key "{key}"')
+    return message
+
+
+def _delivery(row: tuple[Any, ...]) -> Delivery | UndecodableDelivery:
+    offset, _, key, name, body = row
+    try:
+        return Delivery(_decode(key, name, body), offset)
+    except Poison as error:
+        return UndecodableDelivery(_raw(row), str(error))
+
+
+def _raw(row: tuple[Any, ...]) -> RawMessage:
+    """Return a row of the one partition that there is here."""
+    offset, topic, key, name, body = row
+    return RawMessage(topic=topic, partition=0, offset=offset, key=key, type=name, body=body, headers=_headers(body))
+
+
+def _headers(body: bytes) -> dict[str, str]:
+    try:
+        origin = _decode_origin(body)
+    except Exception:  # as above
+        return {}
+    headers = {"causation_id": origin.causation_id} if origin.causation_id is not None else {}
+    if origin.correlation is not None:
+        headers |= {"correlation_id": origin.correlation.id, "traceparent": origin.correlation.traceparent}
+    return headers
 
 
 class _Group:

@@ -115,4 +115,37 @@ STORE_SCHEMA: tuple[str, ...] = (
         consumer_group text primary key not null,
         offset integer not null
     ) without rowid""",
+    """create table if not exists dead_letter (
+        id integer primary key autoincrement,
+        consumer_group text not null,
+        topic text not null,
+        partition integer not null,
+        offset integer not null,
+        key text not null,
+        type text not null,
+        body blob not null,
+        headers text not null,
+        message_id text,
+        failure text not null,
+        cause text not null,
+        stack_digest text,
+        attempts integer not null,
+        retries integer not null,
+        first_at real not null,
+        last_at real not null,
+        status text not null,
+        next_retry_at real,
+        resolved_at real,
+        resolved_by text,
+        reason text,
+        unique (consumer_group, topic, partition, offset)
+    )""",
+    """create index if not exists dead_letter_line on dead_letter (consumer_group, key, id)
+        where status in ('pending', 'scheduled')""",
+    "create index if not exists dead_letter_due on dead_letter (next_retry_at) where status = 'scheduled'",
+    "create index if not exists dead_letter_resolved on dead_letter (resolved_at) where resolved_at is not null",
+    """create table if not exists dead_letter_policy (
+        topic text primary key not null,
+        doc blob not null
+    ) without rowid""",
 )
