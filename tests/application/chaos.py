@@ -101,11 +101,12 @@ class Chaos:
             tape=Slow(inner.tape, self),
             blobs=Slow(inner.blobs, self),
             log=StutteringLog(inner.log, self),
+            dead_letters=Slow(inner.dead_letters, self),
         )
 
 
-MAY_FAIL = {"commit", "append", "defer", "put"}
-AT_ONCE = {"open_tape", "acknowledge", "read_stream", "unfinished", "close_tape"}
+MAY_FAIL = {"commit", "append", "defer", "put", "replace", "resolve"}
+AT_ONCE = {"open_tape", "acknowledge", "read_stream", "unfinished", "close_tape", "decode", "parked"}
 """Calls that are no coroutines, or that a dying process makes while it cleans up."""
 
 

@@ -154,6 +154,7 @@ async def look_after(world: World, live: list[PodKey], lease: datetime) -> None:
     try:
         await world.stores.executions.extend_lease(live, world.owner, lease)
         await world.sweeper.sweep()
+        await world.dead_letters.retry_due()
     except Transient:
         return
 

@@ -18,6 +18,7 @@ from runtape.application.admission import Admission
 from runtape.application.admission_control import AdmissionControl
 from runtape.application.announcing import Announcer
 from runtape.application.artifacts import ArtifactLibrary
+from runtape.application.dead_letters import DeadLetters
 from runtape.application.events import EventBrowser
 from runtape.application.flow import Flow, Tasks
 from runtape.application.monitoring import PodMonitor
@@ -38,6 +39,7 @@ from runtape.domain.source import PackagePolicy
 from runtape.ports.admission import Capacity
 from runtape.ports.clock import Ids
 from runtape.ports.live import LiveFeed
+from runtape.ports.log import Delivery
 from runtape.ports.pod_runtime import PodKey
 from runtape.ports.tracing import StepSpans
 from runtape.runtime import roles
@@ -98,11 +100,13 @@ class World:
     submissions: Submissions
     streams: Streams
     announcer: Announcer
+    dead_letters: DeadLetters
     failures: list[BaseException]
 
     async def start(self) -> None:
         """Recover, then consume, as `runtape.runtime.service` does; nothing that goes by a timer runs."""
         self.tasks.spawn(self.monitor.watch(), "watch")
+        await self.dead_letters.restore()
         await self.sweeper.recover(self.owner)
         for part in self.parts().values():
             if part.topics:
@@ -112,6 +116,7 @@ class World:
                     handlers=part.handlers,
                     event_log=self.stores.log,
                     flow=self.flow,
+                    dead_letters=self.dead_letters,
                     tasks=self.tasks,
                     at_once=2,  # few, so that one may wait for another's place
                 )
@@ -196,6 +201,7 @@ class World:
         await self.until_stored(marker)
         await self.until_quiet()
         async for delivery in self.stores.log.consume(f"test-{marker}", topics or (EXECUTION_EVENTS, POD_COMMANDS)):
+            assert isinstance(delivery, Delivery)
             if delivery.message.execution_id == marker:
                 return found
             found.append(delivery.message)
@@ -304,6 +310,7 @@ async def a_world(
             ),
             streams=Streams(executions=stores.executions, tape=stores.tape, feed=feed, queue=queue, clock=clock),
             announcer=announcer,
+            dead_letters=DeadLetters(store=stores.dead_letters, event_log=stores.log, clock=clock, tasks=tasks),
             failures=failures,
         )
         flow.subscribe(roles.subscriptions(list(world.parts().values())))

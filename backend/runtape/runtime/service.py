@@ -13,6 +13,7 @@ from runtape.adapters.embedded.documents import SqliteExecutionStore
 from runtape.adapters.embedded.log import SqliteEventLog
 from runtape.application.admission import Admission
 from runtape.application.admission_control import AdmissionControl
+from runtape.application.dead_letters import DeadLetters
 from runtape.application.events import EventBrowser
 from runtape.application.flow import Flow, Tasks
 from runtape.application.health import Health
@@ -79,6 +80,8 @@ class Service:
         for task in parts[Role.POD_MONITOR].tasks:
             tasks.keep(task, Role.POD_MONITOR)
         await (await get(AdmissionControl)).restore()
+        dead_letters = await get(DeadLetters)
+        await dead_letters.restore()
         await sweeper.recover((await get(ProcessIdentity)).owner)
         for role, part in parts.items():
             if part.topics:
@@ -88,6 +91,7 @@ class Service:
                     handlers=part.handlers,
                     event_log=event_log,
                     flow=flow,
+                    dead_letters=dead_letters,
                     tasks=tasks,
                     at_once=self.settings.flow.at_once,
                 )
@@ -95,6 +99,7 @@ class Service:
             if role is not Role.POD_MONITOR:
                 for task in part.tasks:
                     tasks.keep(task, role)
+        tasks.keep(dead_letters.run, "dead-letters")
 
     async def idle(self) -> bool:
         """Whether nothing is left to do: no unfinished execution."""

@@ -133,6 +133,9 @@ class RetentionSettings(_Section):
     executions_days: float | None = Field(default=90.0, gt=0, description="ended executions with their results")
     tapes_days: float | None = Field(default=30.0, gt=0, description="what executions have printed")
     events_days: float | None = Field(default=30.0, gt=0, description="messages of the log, and those in its archive")
+    dead_letters_days: float | None = Field(
+        default=30.0, gt=0, description="dead letters: open ones are discarded then, and resolved ones removed"
+    )
 
 
 class FlowSettings(_Section):

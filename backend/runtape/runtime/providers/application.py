@@ -10,6 +10,8 @@ from runtape.application.admission import Admission
 from runtape.application.admission_control import AdmissionControl
 from runtape.application.announcing import Announcer
 from runtape.application.artifacts import ArtifactLibrary
+from runtape.application.dead_letter_queries import DeadLetterQueries
+from runtape.application.dead_letters import DeadLetters
 from runtape.application.events import EventBrowser
 from runtape.application.flow import Flow, Tasks
 from runtape.application.health import Health
@@ -63,6 +65,8 @@ class ApplicationProvider(Provider):
     monitor = provide(PodMonitor)
     sweeper = provide(Sweeper)
     events = provide(EventBrowser)
+    dead_letters = provide(DeadLetters)
+    dead_letter_queries = provide(DeadLetterQueries)
 
     @provide
     def identity(self, store: IdentityStore, hasher: PasswordHasher, clock: Clock, ids: Ids) -> Identity:

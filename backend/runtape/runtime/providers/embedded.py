@@ -9,6 +9,7 @@ from runtape.adapters.embedded import identity_store, schema
 from runtape.adapters.embedded.admission import InMemoryAdmissionQueue
 from runtape.adapters.embedded.clock import SystemClock, Uuid7Ids
 from runtape.adapters.embedded.database import Database
+from runtape.adapters.embedded.dead_letters import SqliteDeadLetterStore
 from runtape.adapters.embedded.documents import SqliteExecutionStore, SqliteSagaStore, SqliteUnitOfWork
 from runtape.adapters.embedded.event_store import SqliteEventStore
 from runtape.adapters.embedded.gate_store import SqliteGateStore
@@ -19,9 +20,11 @@ from runtape.adapters.embedded.passwords import Argon2Hasher
 from runtape.adapters.embedded.rate_limiter import GcraRateLimiter
 from runtape.adapters.embedded.retention import ExpiredEvents, ExpiredExecutions, ExpiredTapes
 from runtape.adapters.embedded.tape import SqliteBlobStore, SqliteTapeStore
+from runtape.application.dead_letters import DeadLetters
 from runtape.application.retention import Retention, RetentionRule
 from runtape.ports.admission import AdmissionQueue, GateStore
 from runtape.ports.clock import Clock, Ids
+from runtape.ports.dead_letters import DeadLetterStore
 from runtape.ports.events import EventStore
 from runtape.ports.identity import IdentityStore, PasswordHasher
 from runtape.ports.limits import RateLimiter
@@ -50,6 +53,7 @@ class EmbeddedProvider(Provider):
     events = provide(SqliteEventStore, provides=EventStore)
     identities = provide(SqliteIdentityStore, provides=IdentityStore)
     gates = provide(SqliteGateStore, provides=GateStore)
+    dead_letters = provide(SqliteDeadLetterStore, provides=DeadLetterStore)
     unit_of_work = provide(SqliteUnitOfWork, provides=UnitOfWork)
 
     @provide
@@ -86,6 +90,7 @@ class EmbeddedProvider(Provider):
         database: Database,
         executions: SqliteExecutionStore,
         events: EventStore,
+        dead_letters: DeadLetters,
         clock: Clock,
     ) -> Retention:
         keep = settings.retention
@@ -94,6 +99,7 @@ class EmbeddedProvider(Provider):
             ("tapes", ExpiredTapes(database), keep.tapes_days),
             ("events", ExpiredEvents(database), keep.events_days),
             ("archived_events", events, keep.events_days),
+            ("dead_letters", dead_letters, keep.dead_letters_days),
         )
         rules = [RetentionRule(name, kind, timedelta(days=days) if days else None) for name, kind, days in kinds]
         return Retention(rules=rules, clock=clock)
