@@ -341,6 +341,15 @@ async def test_answers_fit_their_schemas(openapi: dict[str, Any], client: Client
         template = "/api/v1" + path.format("{execution_id}")
         media = openapi["paths"][template]["get"]["responses"]["200"]["content"]["application/json"]
         assert mismatch(openapi, media["schema"], answer) is None
-    for path in ("/user/executions", "/k8s-limits", "/example-scripts", "/auth/me", "/api-keys", "/health/live"):
+    admin = tuple(f"/admin/dlq/{each}" for each in ("stats", "topics", "messages", "retry-policy/{topic}"))
+    for path in (
+        "/user/executions",
+        "/k8s-limits",
+        "/example-scripts",
+        "/auth/me",
+        "/api-keys",
+        "/health/live",
+        *admin,
+    ):
         media = openapi["paths"][f"/api/v1{path}"]["get"]["responses"]["200"]["content"]["application/json"]
         assert mismatch(openapi, media["schema"], (await client.get(path)).json()) is None, path

@@ -11,7 +11,17 @@ from runtape import __version__
 from runtape.api import openapi, problems
 from runtape.api.gate import Gate
 from runtape.api.raw import RawRoutes
-from runtape.api.routers import admin_events, admin_executions, api_keys, auth, catalog, executions, health, sagas
+from runtape.api.routers import (
+    admin_events,
+    admin_executions,
+    api_keys,
+    auth,
+    catalog,
+    dead_letters,
+    executions,
+    health,
+    sagas,
+)
 from runtape.api.sse import SEND_TIMEOUT_S, EventStreams
 from runtape.application.identity import Identity
 from runtape.application.queries import Queries
@@ -35,7 +45,17 @@ def make_fastapi(container: AsyncContainer | None) -> FastAPI:
         generate_unique_id_function=lambda route: route.name,
     )
     api = APIRouter(prefix=PREFIX)
-    for module in (auth, api_keys, executions, sagas, admin_executions, admin_events, catalog, health):
+    for module in (
+        auth,
+        api_keys,
+        executions,
+        sagas,
+        admin_executions,
+        admin_events,
+        dead_letters,
+        catalog,
+        health,
+    ):
         api.include_router(module.router)
     app.include_router(api)
     problems.install(app)

@@ -45,6 +45,8 @@ _STATUS: Mapping[str, tuple[int, str]] = {
     "already_terminal": (409, "The execution has ended"),
     "not_terminal": (409, "The execution has not ended"),
     "not_waiting": (409, "The execution does not wait"),
+    "dead_letter_blocked": (409, "The dead letter cannot be retried now"),
+    "dead_letter_resolved": (409, "The dead letter was retried or discarded before"),
     "idempotency_conflict": (409, "The idempotency key was used for another request"),
     "output_expired": (410, "The output is no longer kept"),
     "body_too_large": (413, "The body is too large"),

@@ -16,6 +16,8 @@ DomainError
 ├── AlreadyTerminal              already_terminal
 ├── NotTerminal                  not_terminal
 ├── NotWaiting                   not_waiting
+├── DeadLetterBlocked            dead_letter_blocked
+├── DeadLetterResolved           dead_letter_resolved
 ├── QueueFull                    queue_full
 ├── Draining                     draining
 ├── RateLimited                  rate_limited
@@ -151,6 +153,18 @@ class Draining(DomainError):
     """The operator lets nothing more in, so that what is here can end."""
 
     code = "draining"
+
+
+class DeadLetterBlocked(DomainError):
+    """The dead letter cannot be retried here and now: another comes before it, or nobody here serves its group."""
+
+    code = "dead_letter_blocked"
+
+
+class DeadLetterResolved(DomainError):
+    """The dead letter was retried or discarded before."""
+
+    code = "dead_letter_resolved"
 
 
 class QueueFull(DomainError):
