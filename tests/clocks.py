@@ -6,19 +6,24 @@ START = datetime(2026, 1, 5, 9, 30, tzinfo=UTC)
 
 
 class ManualClock:
-    """`Clock` that stands still until it is moved; both of its times move together."""
+    """`Clock` that stands still until it is moved; both of its times move together, but for a jump."""
 
     def __init__(self) -> None:
         self._elapsed = timedelta()
+        self._jumped = timedelta()
 
     def now(self) -> datetime:
-        return START + self._elapsed
+        return START + self._elapsed + self._jumped
 
     def monotonic_s(self) -> float:
         return 1000.0 + self._elapsed.total_seconds()
 
     def advance(self, seconds: float) -> None:
         self._elapsed += timedelta(seconds=seconds)
+
+    def jump(self, seconds: float) -> None:
+        """Set the wall clock and nothing else."""
+        self._jumped += timedelta(seconds=seconds)
 
 
 class CountingIds:

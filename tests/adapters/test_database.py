@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import resource
 import sqlite3
 import stat
 import subprocess
@@ -11,6 +12,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -378,6 +380,88 @@ class TestWriterSurvives:
             await database.write(lambda connection: connection.close())
         await asyncio.wait_for(database.write(insert(2)), 10)
         assert await database.read(all_notes) == [2]
+
+    async def test_full_disk_fails_its_groups_by_its_name_and_no_other(self, database: Database) -> None:
+        await database.write(lambda c: c.execute("pragma max_page_count=20").fetchone())
+        holding = await hold(database)
+        small, large = database.write(insert(1)), database.write(insert(2, "x" * 100_000))
+        holding.release()
+        for write in (small, large):
+            with pytest.raises(Transient, match="database or disk is full"):
+                await asyncio.wait_for(write, 10)
+        await database.write(lambda c: c.execute("pragma max_page_count=1000").fetchone())
+        await asyncio.wait_for(asyncio.gather(database.write(insert(3)), database.write(insert(4, "x" * 100_000))), 10)
+        assert await database.read(all_notes) == [3, 4]
+
+    async def test_probe_writes_and_is_refused_where_nothing_can_be_written(self, database: Database) -> None:
+        before = database._log_bytes()
+        await database.probe()
+        assert database._log_bytes() > before
+        await database.write(lambda c: c.execute("pragma query_only=on").fetchone())
+        with pytest.raises(Transient, match="readonly"):
+            await database.probe()
+
+
+async def test_writer_without_a_connection_gets_one_once_there_is_one(tmp_path: Path) -> None:
+    class Unlucky(Database):
+        failures = 0
+
+        def _connect(self) -> sqlite3.Connection:
+            if self.failures:
+                self.failures -= 1
+                raise sqlite3.OperationalError("unable to open database file")
+            return super()._connect()
+
+    database = Unlucky(tmp_path / "test.db", SCHEMA, wal_bytes=1 << 16)
+    await database.open()
+    database.failures = 2
+    with pytest.raises(Transient):
+        await database.write(lambda connection: connection.close())
+    for _ in range(2):
+        with pytest.raises(Transient, match="unable to open"):
+            await asyncio.wait_for(database.write(insert(1)), 10)
+    await asyncio.wait_for(database.write(insert(2)), 10)
+    assert await database.read(all_notes) == [2]
+    await database.close()
+
+
+async def test_log_that_cannot_be_grown_in_advance_takes_nothing_of_the_disk(tmp_path: Path) -> None:
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    database = Database(tmp_path / "test.db", SCHEMA, wal_bytes=8 << 20)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4 << 20, limit[1]))
+    try:
+        await database.open()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert (tmp_path / "test.db-wal").stat().st_size == 0
+    await database.write(insert(1), durable=True)
+    assert await database.read(all_notes) == [1]
+    await database.close()
+
+
+async def test_copy_that_failed_is_tried_again_with_the_next_group(tmp_path: Path) -> None:
+    class Full:
+        def execute(self, _: str) -> None:
+            raise sqlite3.OperationalError("database or disk is full")
+
+    class FullAtFirst(Database):
+        copies = 0
+
+        def _checkpoint(self, connection: sqlite3.Connection) -> None:
+            self.copies += 1
+            super()._checkpoint(connection if self.copies > 1 else cast(sqlite3.Connection, Full()))
+
+    database = FullAtFirst(tmp_path / "test.db", SCHEMA, readers=1, wal_bytes=1 << 20)
+    await database.open()
+    written = 0
+    while database.copies == 0:
+        await database.write(insert(written, "x" * 60_000))
+        await database.read(all_notes)  # the one reader answers behind the copy that it makes
+        written += 1
+    await database.write(insert(written))
+    await database.read(all_notes)
+    assert database.copies == 2
+    await database.close()
 
 
 async def test_read_of_several_statements_sees_one_snapshot(database: Database) -> None:

@@ -15,7 +15,7 @@ from runtape.application.streaming import Cursor, Frame
 from runtape.domain import execution as executions
 from runtape.domain.outcome import Outcome, OutcomeKind, Usage
 from runtape.domain.tape import Record
-from runtape.ports.errors import SandboxUnavailable, Transient
+from runtape.ports.errors import Permanent, SandboxUnavailable, Transient
 from runtape.ports.live import OutputNudge
 from runtape.ports.pod_runtime import PodEnded, PodKey, PodRuntime, PodSpec
 from tests.application.world import ALICE, World, a_world
@@ -93,11 +93,11 @@ async def test_a_tape_that_cannot_be_written_for_a_moment_loses_nothing(folder: 
 
 
 async def test_a_tape_that_stays_unwritable_ends_the_program_and_the_loss_is_told(folder: Path) -> None:
-    class Full(Wrapped):
+    class Broken(Wrapped):
         async def append(self, key: PodKey, records: Sequence[Record]) -> None:
-            raise Transient("disk full")
+            raise Permanent("the tape was made by a newer version")
 
-    async with a_world(folder, wrap=lambda s: replace(s, tape=Full(s.tape))) as world:
+    async with a_world(folder, wrap=lambda s: replace(s, tape=Broken(s.tape))) as world:
         await world.start()
         execution = await world.until_stored(await world.submit("print a\nwait never"))
         assert execution.outcome is not None
@@ -201,7 +201,7 @@ async def test_reader_that_is_ahead_of_the_tapes_summary_is_sent_nothing_twice(f
 class TestLeases:
     @pytest.fixture
     async def world(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-        monkeypatch.setattr(running, "LEASE_EXTENSION_S", 0.0)
+        monkeypatch.setattr(running, "LEASE_EXTENSIONS", 10**9)
         self.extended: list[tuple[PodKey, datetime]] = []
         extended = self.extended
 

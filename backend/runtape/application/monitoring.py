@@ -9,7 +9,7 @@ from runtape.application.flow import NOTHING, Documents, Flow, Step, Tasks, exec
 from runtape.application.retrying import persistently
 from runtape.application.running import Worker
 from runtape.domain import execution as executions
-from runtape.domain.artifact import NO_ARTIFACTS
+from runtape.domain.artifact import NO_ARTIFACTS, Artifacts
 from runtape.domain.events import ExecutionEvent
 from runtape.domain.execution import Execution
 from runtape.domain.ids import ExecutionId
@@ -20,8 +20,6 @@ from runtape.ports.stores import TapeStore
 log = structlog.get_logger(__name__)
 
 GROUP = "pod-monitor"
-
-FINISH_TRIES = 20
 
 
 class PodMonitor:
@@ -45,21 +43,34 @@ class PodMonitor:
         self._flow = flow
         self._tasks = tasks
         self._clock = clock
+        self._ending: set[PodKey] = set()
+        """Attempts whose end is known here and not recorded yet."""
 
     async def watch(self) -> None:
         """Finish every pod that ends; runs until cancelled."""
         async for ended in self._pods.watch():
+            self._ending.add(ended.key)
             self._worker.ended(ended.key)
             self._tasks.spawn(self.finish(ended), "finish")
 
     async def finish(self, ended: PodEnded) -> None:
         """Record the end of an attempt; nothing when it was recorded before."""
+        try:
+            await self._finish(ended)
+        finally:
+            self._ending.discard(ended.key)
+
+    async def _finish(self, ended: PodEnded) -> None:
         # Its tape first, and its files: once the end is stored, a crash would lose what is not in the store yet, and
         # when another attempt follows, streams leave this one behind.
         await self._tape.reached(ended.key, ended.last_seq)
-        artifacts = await self._library.keep(ended) if ended.artifacts or ended.left_out else NO_ARTIFACTS
 
-        async def decide(documents: Documents) -> Step:
+        async def record() -> None:
+            # The files again at each try: what nothing refers to is swept away once it is old enough.
+            artifacts = await self._library.keep(ended) if ended.artifacts or ended.left_out else NO_ARTIFACTS
+            await self._flow.perform(lambda documents: decide(documents, artifacts))
+
+        async def decide(documents: Documents, artifacts: Artifacts) -> Step:
             execution = await documents.execution(ended.key.execution_id)
             if execution is None:
                 return NOTHING
@@ -75,8 +86,8 @@ class PodMonitor:
             )
             return Step(changes=(execution_change(execution, events),)) if events else NOTHING
 
-        # Giving up would run a program again that has ended: the sweeper takes the attempt for lost.
-        await persistently(lambda: self._flow.perform(decide), "finish", FINISH_TRIES)
+        # For as long as it takes: nobody else knows how the program ended.
+        await persistently(record, "finish")
 
     async def interrupt(self, execution_id: ExecutionId, attempt: int, reason: str) -> None:
         """Record that a live attempt is dead and did not tell its outcome."""
@@ -87,11 +98,20 @@ class PodMonitor:
         )
 
     async def expire(self, execution_id: ExecutionId, attempt: int) -> None:
-        """Record that a live attempt is dead because its lease ran out; nothing when it was extended since."""
-        last_seq = (await self._tape.summary(PodKey(execution_id, attempt))).last_seq
-        await self._change(
-            execution_id, lambda execution: executions.expire(execution, attempt, last_seq, self._clock.now())
-        )
+        """Record that a live attempt is dead because its lease ran out; nothing when it was extended since.
+
+        Nor while this process holds the attempt: its pod keeps to the lease by a clock that does not jump, and its end
+        is told here.  By the wall clock alone it would be run again beside itself, or though it had ended.
+        """
+        key = PodKey(execution_id, attempt)
+        last_seq = (await self._tape.summary(key)).last_seq
+
+        def expired(execution: Execution) -> list[ExecutionEvent]:
+            if self._worker.holds(key) or key in self._ending:
+                return []
+            return executions.expire(execution, attempt, last_seq, self._clock.now())
+
+        await self._change(execution_id, expired)
 
     async def _change(self, execution_id: ExecutionId, interrupt: Callable[[Execution], list[ExecutionEvent]]) -> None:
         async def decide(documents: Documents) -> Step:

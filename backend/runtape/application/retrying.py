@@ -15,17 +15,21 @@ FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
 
 
-async def persistently(action: Callable[[], Awaitable[T]], what: str, tries: int) -> T:
-    """Await `action` until it succeeds, with growing pauses, `tries` times at most.
+async def persistently(action: Callable[[], Awaitable[T]], what: str, tries: int | None = None) -> T:
+    """Await `action` until it succeeds, with growing pauses, `tries` times at most; None: for as long as it takes.
 
+    A failure that asks for a pause gets one at least as long, and a longer one the more often it failed.
     Raises: what it raised the last time; anything but Transient at once.
     """
     pause_s = FIRST_PAUSE_S
-    for number in range(1, tries):
+    number = 0
+    while True:
+        number += 1
         try:
             return await action()
         except Transient as error:
+            if number == tries:
+                raise
             log.warning("step.retried", what=what, tries=number, error=str(error))
-            await asyncio.sleep(error.retry_after_s or pause_s)
+            await asyncio.sleep(max(error.retry_after_s or 0.0, pause_s))
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-    return await action()

@@ -29,12 +29,13 @@ log = structlog.get_logger(__name__)
 GROUP = "k8s-worker"
 
 LEASE_TTL = timedelta(seconds=30)
-LEASE_EXTENSION_S = 10.0
+LEASE_EXTENSIONS = 3
+"""How often a lease is extended in the time that it has."""
+
 FLUSH_INTERVAL_S = 0.02
 """The pause after a flush of a pod's output, in which more can gather; none after the first and at the end."""
 
 START_TRIES = 5
-APPEND_TRIES = 8
 
 
 class Worker:
@@ -54,6 +55,7 @@ class Worker:
         clock: Clock,
     ) -> None:
         self.owner = owner
+        self.lease_ttl = LEASE_TTL
         self._pods = pods
         self._executions = executions
         self._tape = tape
@@ -70,7 +72,7 @@ class Worker:
         execution = await documents.execution(message.execution_id)
         if execution is None:
             return NOTHING
-        events = executions.start(execution, message.attempt, self.owner, self._clock.now(), LEASE_TTL)
+        events = executions.start(execution, message.attempt, self.owner, self._clock.now(), self.lease_ttl)
         if not events:
             return NOTHING
         change = execution_change(execution, events)
@@ -101,11 +103,11 @@ class Worker:
     async def extend_leases(self) -> None:
         """Extend the leases of all live pods, in the store first; runs until cancelled."""
         while True:
-            await asyncio.sleep(LEASE_EXTENSION_S)
+            await asyncio.sleep(self.lease_ttl.total_seconds() / LEASE_EXTENSIONS)
             keys = list(self._live)
             if not keys:
                 continue
-            expires_at = self._clock.now() + LEASE_TTL
+            expires_at = self._clock.now() + self.lease_ttl
             try:
                 held = await self._executions.extend_lease(keys, self.owner, expires_at)
             except Transient as error:
@@ -116,6 +118,10 @@ class Worker:
                     await self._pods.extend(key, expires_at)
                 elif key in self._live:
                     await self._pods.kill(key)
+
+    def holds(self, key: PodKey) -> bool:
+        """Whether this process is starting the attempt or recording what it prints."""
+        return key in self._live
 
     def ended(self, key: PodKey) -> None:
         """Say that the pod has ended, so that its last output is flushed without waiting."""
@@ -129,9 +135,10 @@ class Worker:
         async def run() -> None:
             try:
                 if await self._start(execution, key):
-                    # A cancellation that was committed before the pod was known here has killed nothing.
+                    # A cancellation that was committed before the pod was known here has killed nothing, and nor has
+                    # whoever took the attempt for lost meanwhile.
                     current = await self._executions.get(execution.id)
-                    if current is None or current.cancel_requested or current.status.terminal:
+                    if current is None or current.cancel_requested or not current.live or current.attempt > key.attempt:
                         await self._pods.kill(key)
                     await self._record(key)
             finally:
@@ -185,13 +192,14 @@ class Worker:
         first = True
         try:
             async for records in self._pods.records(key):
-                await persistently(lambda batch=records: self._tape.append(key, batch), "tape.append", APPEND_TRIES)
+                # For as long as it takes: the program waits at its full pipe, and its lease ends it if need be.
+                await persistently(lambda batch=records: self._tape.append(key, batch), "tape.append")
                 self._announcer.output(key, records)
                 if not first and not ended.is_set():
                     with suppress(TimeoutError):
                         await asyncio.wait_for(ended.wait(), FLUSH_INTERVAL_S)
                 first = False
-        except Transient as error:
-            # The tape cannot be written: end the program rather than lose what it prints.
+        except InfrastructureError as error:
+            # The tape cannot be written at all: end the program rather than lose what it prints.
             log.error("tape.lost", error=str(error))
             await self._pods.kill(key)

@@ -32,6 +32,9 @@ BLOB_INTERVAL = timedelta(minutes=10)
 BLOB_AGE = timedelta(hours=1)
 """How long a blob may lie unreferred to: longer than any request takes between blob and document."""
 
+JUMP = timedelta(seconds=2)
+"""By how much the wall clock may run apart from the monotonic one between two looks before it has jumped."""
+
 LONGEST_WAIT_DUE = timedelta(minutes=5)
 """How often at least an execution that waits in line is looked at: as often as its age doubles, up to this."""
 
@@ -59,6 +62,8 @@ class Sweeper:
         self._results = results
         self._flow = flow
         self._clock = clock
+        self._ahead_s = _ahead_s(clock)
+        """By how much the wall clock was ahead of the monotonic one at the last look."""
 
     async def recover(self, owner: str) -> None:
         """Take up every unfinished execution of the processes before this one, whose worker id is `owner`.
@@ -84,21 +89,35 @@ class Sweeper:
         await self._admission.admit_waiting()
 
     async def run(self) -> None:
-        """Sweep from time to time; runs until cancelled."""
-        blobs_at = self._clock.now() + BLOB_INTERVAL
+        """Sweep from time to time; runs until cancelled.
+
+        A wall clock that was set back leaves times behind that do not come for long: then every document is looked
+        after.  One that was set forward makes every blob old, and they have to wait for as long as any request takes.
+        """
+        blobs_at_s = self._clock.monotonic_s() + BLOB_INTERVAL.total_seconds()
         while True:
             await asyncio.sleep(SWEEP_INTERVAL_S)
             try:
-                await self.sweep()
-                if self._clock.now() >= blobs_at:
-                    blobs_at = self._clock.now() + BLOB_INTERVAL
-                    await self._blobs.sweep(self._clock.now() - BLOB_AGE)
+                jump = self._jump()
+                if jump:
+                    log.warning("clock.jumped", seconds=round(jump.total_seconds(), 3))
+                await self.sweep(LONGEST_WAIT_DUE - jump if jump < timedelta() else timedelta())
+                if jump or self._clock.monotonic_s() >= blobs_at_s:
+                    blobs_at_s = self._clock.monotonic_s() + BLOB_INTERVAL.total_seconds()
+                    if not jump:
+                        await self._blobs.sweep(self._clock.now() - BLOB_AGE)
             except Transient as error:
                 log.warning("sweep.failed", error=str(error))
 
-    async def sweep(self) -> None:
-        """Look after every document whose time has come."""
-        now = self._clock.now()
+    def _jump(self) -> timedelta:
+        """Return by how much the wall clock has jumped since the last call, nothing while it ran evenly."""
+        ahead_s, self._ahead_s = self._ahead_s, _ahead_s(self._clock)
+        jump = timedelta(seconds=self._ahead_s - ahead_s)
+        return jump if abs(jump) > JUMP else timedelta()
+
+    async def sweep(self, early: timedelta = timedelta()) -> None:
+        """Look after every document whose time has come, or comes within `early`."""
+        now = self._clock.now() + early
         seen: set[ExecutionId] = set()
         while fresh := [each for each in await self._executions.due(now, PAGE) if each.id not in seen]:
             for execution in fresh:
@@ -162,3 +181,7 @@ class Sweeper:
             await self._admission.restart(execution.id, execution.attempt + 1)
         else:
             await self._admission.requeue(saga)
+
+
+def _ahead_s(clock: Clock) -> float:
+    return clock.now().timestamp() - clock.monotonic_s()

@@ -23,7 +23,10 @@ most, unless somebody's long read keeps the log from being copied.
 Readers have connections of their own; each read is one snapshot of what was committed.
 
 The writer thread ends with `close` alone.  Whatever goes wrong in a group fails that group; a connection that
-cannot even roll back is replaced, and when that fails too every later write is refused.
+cannot even roll back is replaced, and when that fails too it is tried again for the next group.
+
+A full disk is met late and left by itself: the log's file has its space, so writes go on until it is used up; then
+groups fail until one can be committed.  A copy that found no room is tried again with the next group.
 """
 
 import asyncio
@@ -92,7 +95,7 @@ class Database:
         self._wal_path = path.with_name(path.name + "-wal")
         self._wal_index: int | None = None
         self._asked_at_bytes = 0
-        """How long the log was when a checkpoint was last asked for."""
+        """How long the log was when a checkpoint was last asked for that did not fail."""
         self._closed = False
 
     async def open(self) -> None:
@@ -135,6 +138,10 @@ class Database:
     def read(self, work: Callable[[sqlite3.Connection], T]) -> "asyncio.Future[T]":
         """Run `work` on a reader's connection, in one snapshot that holds what was committed before this call."""
         return self._submit(self._reads, work, False)
+
+    async def probe(self) -> None:
+        """Return once a page was written, which a full or read-only disk refuses.  Raises: Transient."""
+        await self.write(lambda c: c.execute(f"pragma user_version={SCHEMA_VERSION}").fetchone())
 
     def _submit(
         self, calls: "queue.SimpleQueue[_Call | None]", work: Callable[[sqlite3.Connection], T], durable: bool
@@ -202,34 +209,34 @@ class Database:
         return connection
 
     def _grow_wal(self) -> None:
-        """Fill the log, which was just truncated and which nobody else has open, with zeros."""
-        with self._wal_path.open("r+b") as wal:
-            if os.fstat(wal.fileno()).st_size == 0:
+        """Fill the log, which was just truncated and which nobody else has open, with zeros; do without if need be."""
+        with self._wal_path.open("r+b", buffering=0) as wal:
+            if os.fstat(wal.fileno()).st_size != 0:
+                return
+            try:
                 for _ in range(0, self._wal_bytes, GROWTH_BYTES):
                     wal.write(bytes(min(GROWTH_BYTES, self._wal_bytes)))
-                wal.flush()
                 os.fsync(wal.fileno())
+            except OSError as error:
+                wal.truncate(0)  # what is left of the disk is for what was accepted before
+                log.warning("store.log_not_grown", error=str(error), bytes=self._wal_bytes)
 
     def _write_loop(self, connection: sqlite3.Connection) -> None:
-        stop = False
-        refusal: sqlite3.Error | None = None
+        stop, usable = False, True
         while not stop:
             group, stop = self._next_group()
             if not group:
                 continue
-            if refusal is None:
-                try:
-                    answers = self._commit(connection, group)
-                except BaseException as error:  # not even the rollback worked: this connection is of no use
-                    log.error("store.writer_failed", error=repr(error))
-                    answers = _failed(group, error)
-                    connection.close()
-                    try:
-                        connection = self._connect()
-                    except sqlite3.Error as gone:
-                        refusal = gone
-            else:
-                answers = _failed(group, refusal)
+            try:
+                if not usable:
+                    connection = self._connect()
+                    usable = True
+                answers = self._commit(connection, group)
+            except BaseException as error:  # not even the rollback worked: this connection is of no use
+                log.error("store.writer_failed", error=repr(error))
+                answers = self._failed(group, error)
+                connection.close()
+                usable = False
             self._tell(answers)
             self._consider_checkpoint()
             if self._copied:
@@ -269,6 +276,8 @@ class Database:
                 try:
                     answers.append((call, call.work(connection), None))
                 except BaseException as error:  # the unit's own failure: undone, and told to its caller
+                    if isinstance(error, sqlite3.Error) and not connection.in_transaction:
+                        raise  # the driver has undone the whole group, as it does on a full disk
                     connection.execute("rollback" if alone else "rollback to unit")
                     answers.append((call, None, _translated(error)))
                 if not alone:
@@ -278,8 +287,24 @@ class Database:
         except sqlite3.Error as error:
             if connection.in_transaction:
                 connection.execute("rollback")
-            return _failed(group, error)
+            return self._failed(group, error)
         return answers
+
+    def _failed(self, group: list[_Call], error: BaseException) -> list[_Answer]:
+        failure = Transient(f"the store could not commit: {error}{self._disk_trouble()}", retry_after_s=0.2)
+        return [(call, None, failure) for call in group]
+
+    def _disk_trouble(self) -> str:
+        """Return what is wrong with the disk, as far as one can see: the driver says "disk I/O error" to most of it."""
+        try:
+            disk = os.statvfs(self._path)
+        except OSError as error:
+            return f"; its file: {error.strerror}"
+        if disk.f_flag & os.ST_RDONLY:
+            return "; its file system is read-only"
+        if disk.f_bavail * disk.f_frsize < GROWTH_BYTES:
+            return "; its disk is full"
+        return ""
 
     def _read_loop(self, connection: sqlite3.Connection) -> None:
         while (call := self._reads.get()) is not None:
@@ -321,6 +346,7 @@ class Database:
             self._copied = True
         except sqlite3.Error as error:
             log.warning("store.checkpoint_failed", error=str(error))
+            self._asked_at_bytes = 0
         finally:
             self._checkpointed.set()
 
@@ -329,11 +355,6 @@ class Database:
         assert self._wal_index is not None
         page_bytes, frames = _WAL_INDEX.unpack(os.pread(self._wal_index, _WAL_INDEX.size, 0))
         return frames * (page_bytes + _FRAME_HEADER_BYTES)
-
-
-def _failed(group: list[_Call], error: BaseException) -> list[_Answer]:
-    failure = Transient(f"the store could not commit: {error}", retry_after_s=0.2)
-    return [(call, None, failure) for call in group]
 
 
 def _resolve(answers: list[_Answer]) -> None:

@@ -151,7 +151,7 @@ class SqliteEventLog:
             ).add_done_callback(lambda future: future.exception())
 
     async def ready(self) -> None:
-        await self._database.write(lambda c: c.execute("select max(offset) from log").fetchone())
+        await self._database.probe()
 
     def close(self) -> None:
         """Write the offsets a last time; the database commits them when it closes."""
