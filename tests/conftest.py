@@ -31,6 +31,9 @@ LONGEST = (
     "test_packages",
     "test_figures",
     "test_kill",
+    "test_stopped",
+    "test_clock",
+    "test_disk",
     "test_outcomes",
     "test_battery",
     "test_death",
@@ -100,6 +103,22 @@ def _patience() -> str | None:
     return None if "patience" in _required() else "they take two minutes more; RUNTAPE_REQUIRE=patience runs them"
 
 
+def _mounts() -> str | None:
+    """Try it: a container's root may not mount, whatever its user id says."""
+    if os.geteuid() != 0:
+        return f"runs as user {os.geteuid()}, who may not mount"
+    ask = "mount -t tmpfs -o size=4k tmpfs /mnt"
+    if subprocess.run(["unshare", "--mount", "sh", "-c", ask], check=False, stderr=subprocess.DEVNULL).returncode == 0:
+        return None
+    return "root may not mount a tmpfs here"
+
+
+def _faketime() -> str | None:
+    from tests.process.wall_clock import LIBRARY
+
+    return None if LIBRARY is not None else "no libfaketimeMT.so.1; apt install faketime"
+
+
 def _gvisor() -> str | None:
     return None if shutil.which("runsc") else "no runsc on PATH; apt install runsc"
 
@@ -110,6 +129,8 @@ PARTS = {
     "userns": Part("unprivileged user namespaces", _userns),
     "sandbox": Part("code can be run in the local sandbox", _sandbox),
     "server": Part("the embedded server with its sandbox", _server),
+    "mounts": Part("file systems can be mounted", _mounts),
+    "faketime": Part("libfaketime, to set a process's clock", _faketime),
     "gvisor": Part("gVisor's runsc", _gvisor),
     "matplotlib": Part("an interpreter with matplotlib from the index", _matplotlib),
     "patience": Part("some more minutes, which CI has", _patience),

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,7 +71,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     """Start servers of a test's own, over simulated pods unless it says otherwise; they are stopped at its end."""
     servers: list[Server] = []
 
-    def start(*, simulated: bool = True, data: Path | None = None, **settings: object) -> Server:
+    def start(*, simulated: bool = True, data: Path | None = None, **settings: Any) -> Server:
         server = Server(data or tmp_path / f"data-{len(servers)}", simulated=simulated, **settings)
         servers.append(server)
         return server.start()

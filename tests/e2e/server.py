@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
@@ -36,12 +36,25 @@ SANDBOXED = (sys.executable, "-P", "-m", "runtape.cli", "up", "--port", "0", "--
 
 
 class Server:
-    """The process of one server over the folder `data`; `log` has what it wrote to standard error."""
+    """The process of one server over the folder `data`; `log` has what it wrote to standard error.
 
-    def __init__(self, data: Path, *, simulated: bool = False, **settings: object) -> None:
+    `module` is another one to start than the product's, `env` comes on top of the environment.
+    """
+
+    def __init__(
+        self,
+        data: Path,
+        *,
+        simulated: bool = False,
+        module: str | None = None,
+        env: Mapping[str, str] | None = None,
+        **settings: object,
+    ) -> None:
         self.data = data
         self.simulated = simulated
         self.log = data.with_name(data.name + ".log")
+        self._module = module
+        self._env = env or {}
         self._settings = {f"RUNTAPE_{name}".upper(): str(value) for name, value in settings.items()}
         self.url = ""
         self.key = ""
@@ -50,7 +63,10 @@ class Server:
     def start(self) -> Self:
         """Start the process and return once it says that it is ready."""
         command = [*(SIMULATED if self.simulated else SANDBOXED), str(self.data)]
+        if self._module is not None:
+            command = [sys.executable, "-P", "-m", self._module, str(self.data)]
         more = {"RUNTAPE_ADMIN_PASSWORD": ADMIN_PASSWORD, "PYTHONPATH": f"{ROOT}:{ROOT}/backend", **self._settings}
+        more |= self._env
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment(**more), cwd="/"

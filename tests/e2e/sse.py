@@ -70,8 +70,11 @@ def printed(frames: Iterable[Frame], stream: str = "stdout") -> bytes:
 class EventStream:
     """One connection with one request on it whose answer is a stream."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, cut_after_bytes: int | None = None
+    ) -> None:
         self._reader = reader
+        self._left_bytes = cut_after_bytes
         self._writer = writer
         self._rest = b""
         self._pieces: deque[bytes] = deque()
@@ -88,8 +91,12 @@ class EventStream:
         *,
         body: bytes | None = None,
         receive_buffer_bytes: int | None = None,
+        cut_after_bytes: int | None = None,
     ) -> Self:
-        """Send a GET, or a POST when there is a `body`, and return once the head of the answer is there."""
+        """Send a GET, or a POST when there is a `body`, and return once the head of the answer is there.
+
+        With `cut_after_bytes` the connection is lost after so many bytes of the body, wherever a frame is then.
+        """
         host, port = urlsplit(url).hostname, urlsplit(url).port
         sock = socket.socket()
         if receive_buffer_bytes is not None:
@@ -100,7 +107,7 @@ class EventStream:
         except BaseException:
             sock.close()
             raise
-        stream = cls(*await asyncio.open_connection(sock=sock))
+        stream = cls(*await asyncio.open_connection(sock=sock), cut_after_bytes)
         lines = [f"{'GET' if body is None else 'POST'} {target} HTTP/1.1", f"host: {host}:{port}"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
         if body is not None:
@@ -154,10 +161,16 @@ class EventStream:
         return self._pieces.popleft()
 
     async def _chunk(self) -> bytes:
+        if self._left_bytes == 0:
+            self.close()
+            raise asyncio.IncompleteReadError(b"", None)
         line = await self._reader.readuntil(b"\r\n")
         size = int(line, 16)
-        data = await self._reader.readexactly(size + 2)
-        return data[:-2]
+        data = (await self._reader.readexactly(size + 2))[:-2]
+        if self._left_bytes is not None:
+            data = data[: self._left_bytes]
+            self._left_bytes -= len(data)
+        return data
 
     async def until(self, wanted: str | Callable[[Frame], bool]) -> list[Frame]:
         """Return the frames up to the first of that kind, or that `wanted` accepts."""

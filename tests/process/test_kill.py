@@ -4,25 +4,25 @@ import asyncio
 import hashlib
 import os
 import random
-import select
 import signal
-import sqlite3
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.server import Server
 from tests.e2e.sse import Frame
+from tests.process import histories, invariants
 from tests.process.followers import Follower, Place
+from tests.process.histories import NEMESIS, Journal
+from tests.process.programs import ticking
+from tests.process.remains import Doomed, Remains, cgroups, descendants, keeper_of, nothing_left
 
 pytestmark = pytest.mark.needs("server")
 
 RUNS = 50
 ROUNDS = 4
-DEATH_S = 10.0
 
 SCRIPTS = {
     "quick": ("print('quick', {n})", b"quick {n}\n"),
@@ -35,116 +35,8 @@ SCRIPTS = {
         "import os, sys, time\nif os.fork() == 0: os.setsid(); time.sleep(300)\ntime.sleep(0.2)\nprint('parent', {n})",
         b"parent {n}\n",
     ),
+    "ticking": (ticking(20, 0.03, "{n}"), None),
 }
-
-
-def descendants(pid: int) -> set[int]:
-    """Return the processes below `pid`, without it."""
-    children: dict[int, list[int]] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(path.read_text().rpartition(")")[2].split()[1])
-        except (OSError, ValueError, IndexError):
-            continue
-        children.setdefault(parent, []).append(int(path.parent.name))
-    found: set[int] = set()
-    waiting = [pid]
-    while waiting:
-        below = children.get(waiting.pop(), [])
-        found.update(below)
-        waiting += below
-    return found
-
-
-def keeper_of(server: Server) -> int:
-    """Return the process that holds the server's boxes: its only child."""
-    (keeper,) = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
-    assert b"keeper/boot.py" in Path(f"/proc/{keeper}/cmdline").read_bytes()
-    return int(keeper)
-
-
-class Doomed:
-    """Processes that have to die; they are held by descriptors, so that no other one is taken for them."""
-
-    def __init__(self, pids: set[int]) -> None:
-        self._fds: list[int] = []
-        for pid in pids:
-            try:
-                self._fds.append(os.pidfd_open(pid))
-            except ProcessLookupError:
-                continue
-
-    def __len__(self) -> int:
-        return len(self._fds)
-
-    def died(self) -> None:
-        """Wait until all are dead."""
-        deadline_s = time.monotonic() + DEATH_S
-        for fd in self._fds:
-            poll = select.poll()
-            poll.register(fd, select.POLLIN)
-            ready = poll.poll(max(0.0, deadline_s - time.monotonic()) * 1000)
-            os.close(fd)
-            assert ready, f"a process of the sandbox lives {DEATH_S:g} s after its server"
-        self._fds = []
-
-
-def cgroups(data: Path) -> list[Path]:
-    """Return the control groups of the boxes over this data folder."""
-    instance = hashlib.sha256(os.fsencode(os.path.realpath(data))).hexdigest()[:12]
-    # Of others', which come and go meanwhile, the walk does not mind.
-    return [Path(folder) / name for folder, names, _ in os.walk("/sys/fs/cgroup") for name in names if instance in name]
-
-
-@contextmanager
-def nothing_left(data: Path, temporary: Path) -> Iterator[None]:
-    """Check that what comes between leaves no mount, group or file behind, but for the data itself."""
-    mounts = Path("/proc/self/mountinfo").read_text()
-    yield
-    assert cgroups(data) == []
-    assert _ours(Path("/proc/self/mountinfo").read_text()) == _ours(mounts)
-    assert list(temporary.iterdir()) == []
-    left = {path.name for path in data.iterdir()}
-    kept = {"runtape.db", "runtape.db-wal", "runtape.db-shm", "local.key", "lock", "packages", "sandbox.lock"}
-    assert left <= kept, left
-
-
-def _ours(mounts: str) -> list[str]:
-    return sorted(line for line in mounts.splitlines() if "runtape" in line)
-
-
-@pytest.fixture
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder for temporary files of every process that the test starts."""
-    path = tmp_path / "temporary"
-    path.mkdir()
-    monkeypatch.setenv("TMPDIR", str(path))
-    return path
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    server = Server(
-        tmp_path / "data",
-        admission__running=8,
-        rate_limits__executions_per_minute=100_000,
-        rate_limits__calls_per_minute=100_000,
-    )
-    yield server
-    server.close()
-
-
-def check_store(data: Path, wanted: set[str | None]) -> None:
-    """Check that the store holds exactly these runs, and each of them at its end."""
-    with closing(sqlite3.connect(data / "runtape.db")) as connection:
-
-        def rows(query: str) -> list[tuple[str, ...]]:
-            return connection.execute(query).fetchall()
-
-        assert {row[0] for row in rows("select id from execution")} == wanted
-        assert rows("select id from execution where due_at is not null") == []
-        assert rows("select execution_id from saga where unfinished") == []
-        assert rows("select status from execution where status in ('queued', 'running')") == []
 
 
 @pytest.mark.timeout(90)
@@ -165,60 +57,67 @@ async def test_killed_server_loses_no_run_and_no_byte(
         if frames_left <= 0:
             moment.set()
 
-    with nothing_left(server.data, temporary):
-        place = Place(server.start())
-        followers: list[Follower] = []
-        following: list[asyncio.Task[None]] = []
-        for _ in range(ROUNDS):
-            moment.clear()
-            frames_left = draw.randrange(1, 400)
-            unfinished = sum(not task.done() for task in following)
-            for _ in range(RUNS - unfinished):
-                kind = draw.choice(list(SCRIPTS))
-                number = len(followers)
-                script = SCRIPTS[kind][0].replace("{n}", str(number))
-                followers.append(Follower(place, f"{kind}-{number}", script, on_frame))
-                following.append(asyncio.create_task(followers[-1].follow()))
-            await asyncio.wait_for(moment.wait(), 20)
-            doomed = Doomed(descendants(server.pid))
-            place.gone()
+    folder = tmp_path / "histories"
+    nemesis = Journal(folder, NEMESIS)
+    remains = Remains(server.data, temporary)
+    place = Place(server.start())
+    followers: list[Follower] = []
+    following: list[asyncio.Task[None]] = []
+    for _ in range(ROUNDS):
+        moment.clear()
+        frames_left = draw.randrange(1, 400)
+        unfinished = sum(not task.done() for task in following)
+        for _ in range(RUNS - unfinished):
+            kind = draw.choice(list(SCRIPTS))
+            number = len(followers)
+            name = f"{kind}-{number}"
+            script = SCRIPTS[kind][0].replace("{n}", str(number))
+            followers.append(Follower(place, name, script, Journal(folder, name), on_frame))
+            following.append(asyncio.create_task(followers[-1].follow()))
+        await asyncio.wait_for(moment.wait(), 20)
+        doomed = Doomed(descendants(server.pid))
+        place.gone()
+        with nemesis.fault("kill"):
             await asyncio.to_thread(server.kill)
             await asyncio.to_thread(doomed.died)
             await asyncio.to_thread(server.start)
-            place.back()
-        await asyncio.wait_for(asyncio.gather(*following), 45)
+        place.back()
+    await asyncio.wait_for(asyncio.gather(*following), 45)
 
-        completed = 0
-        async with server.client() as client:
-            for follower in followers:
-                result = follower.check()
-                async with client.stream(str(follower.execution_id)) as stream:
-                    whole = await stream.rest()
-                assert [frame.raw for frame in follower.frames] == [frame.raw for frame in whole], follower.name
-                kind, _, number = follower.name.partition("-")
-                if result["status"] == "completed":
-                    completed += 1
-                    expected = SCRIPTS[kind][1].decode().replace("{n:07d}", f"{int(number):07d}")
+    completed = 0
+    async with server.client() as client:
+        for follower in followers:
+            result = follower.check()
+            await follower.read_whole(client)
+            kind, _, number = follower.name.partition("-")
+            if result["status"] == "completed":
+                completed += 1
+                if (template := SCRIPTS[kind][1]) is not None:
+                    expected = template.decode().replace("{n:07d}", f"{int(number):07d}")
                     expected = expected.replace("{n}", number)
                     assert follower.printed(result["attempt"]) == expected.encode(), follower.name
                     assert result["stdout_sha256"] == hashlib.sha256(expected.encode()).hexdigest()
-                else:
-                    # Killed with its server three times: the only failure that there is here, and it is ours.
-                    assert (result["outcome"]["kind"], result["attempt"]) == ("sandbox_error", 3), result
-        assert completed >= 0.7 * len(followers), f"only {completed} of {len(followers)} completed"
-        assert sum(follower.resumed > 0 for follower in followers) >= ROUNDS
-        check_store(server.data, {follower.execution_id for follower in followers})
+            else:
+                # Killed with its server three times: the only failure that there is here, and it is ours.
+                assert (result["outcome"]["kind"], result["attempt"]) == ("sandbox_error", 3), result
+    assert completed >= 0.7 * len(followers), f"only {completed} of {len(followers)} completed"
+    assert sum(follower.resumed > 0 for follower in followers) >= ROUNDS
 
-        doomed = Doomed(descendants(server.pid))
-        assert len(doomed) > 0
-        assert await asyncio.to_thread(server.stop) == 0
-        await asyncio.to_thread(doomed.died)
+    doomed = Doomed(descendants(server.pid))
+    assert len(doomed) > 0
+    assert await asyncio.to_thread(server.stop) == 0
+    await asyncio.to_thread(doomed.died)
+    stored = invariants.read(server.data / "runtape.db")
+    assert set(stored.executions) == {follower.execution_id for follower in followers}
+    assert invariants.check(histories.load(folder), stored, remains.left()) == []
 
 
 UP = "import os, time\nos.write(1, b'up\\n')\ntime.sleep(1.2)\nprint('down')"
 
 
-async def started(place: Place, count: int, **fields: object) -> tuple[list[Follower], list[asyncio.Task[None]]]:
+async def started(
+    place: Place, folder: Path, count: int, **fields: object
+) -> tuple[list[Follower], list[asyncio.Task[None]]]:
     """Start runs and return once each of them has printed."""
     followers: list[Follower] = []
     following: list[asyncio.Task[None]] = []
@@ -226,7 +125,8 @@ async def started(place: Place, count: int, **fields: object) -> tuple[list[Foll
     for number in range(count):
         event = asyncio.Event()
         up.append(event)
-        follower = Follower(place, f"up-{number}-{sorted(fields)}", UP, _sets(event), dict(fields))
+        name = f"up-{number}-{'-'.join(fields)}"
+        follower = Follower(place, name, UP, Journal(folder, name), _sets(event), dict(fields))
         followers.append(follower)
         following.append(asyncio.create_task(follower.follow()))
     await asyncio.wait_for(asyncio.gather(*(event.wait() for event in up)), 20)
@@ -237,11 +137,11 @@ def _sets(event: asyncio.Event) -> Callable[[Frame], None]:
     return lambda frame: event.set() if frame.event == "output" else None
 
 
-async def test_runs_of_a_killed_keeper_are_run_again(server: Server, temporary: Path) -> None:
+async def test_runs_of_a_killed_keeper_are_run_again(server: Server, tmp_path: Path, temporary: Path) -> None:
     with nothing_left(server.data, temporary):
         place = Place(server.start())
-        followers, following = await started(place, 4)
-        once, once_following = await started(place, 2, on_interrupt="fail")
+        followers, following = await started(place, tmp_path / "histories", 4)
+        once, once_following = await started(place, tmp_path / "histories", 2, on_interrupt="fail")
         keeper = keeper_of(server)
         doomed = Doomed(descendants(server.pid))
         os.kill(keeper, signal.SIGKILL)
@@ -261,11 +161,13 @@ async def test_runs_of_a_killed_keeper_are_run_again(server: Server, temporary: 
         assert await asyncio.to_thread(server.stop) == 0
 
 
-async def test_runs_of_a_stopped_server_are_taken_up_by_the_next(server: Server, temporary: Path) -> None:
+async def test_runs_of_a_stopped_server_are_taken_up_by_the_next(
+    server: Server, tmp_path: Path, temporary: Path
+) -> None:
     with nothing_left(server.data, temporary):
         place = Place(server.start())
-        followers, following = await started(place, 4)
-        once, once_following = await started(place, 2, on_interrupt="fail")
+        followers, following = await started(place, tmp_path / "histories", 4)
+        once, once_following = await started(place, tmp_path / "histories", 2, on_interrupt="fail")
         doomed = Doomed(descendants(server.pid))
         place.gone()
         began = time.monotonic()
@@ -290,9 +192,11 @@ async def test_runs_of_a_stopped_server_are_taken_up_by_the_next(server: Server,
         assert await asyncio.to_thread(server.stop) == 0
 
 
-async def test_run_whose_cancellation_was_asked_for_is_not_run_again(server: Server, temporary: Path) -> None:
+async def test_run_whose_cancellation_was_asked_for_is_not_run_again(
+    server: Server, tmp_path: Path, temporary: Path
+) -> None:
     place = Place(server.start())
-    followers, following = await started(place, 1)
+    followers, following = await started(place, tmp_path / "histories", 1)
     async with server.client() as client:
         # Stopped, the keeper cannot tell of the end: the server dies between the request and the kill's answer.
         keeper = keeper_of(server)
