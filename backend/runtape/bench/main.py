@@ -12,6 +12,7 @@ from pathlib import Path
 
 from runtape.bench import measure, plan, report, sandbox
 from runtape.bench.bare import Bare
+from runtape.bench.endurance import main as endurance
 from runtape.bench.errors import BenchError
 from runtape.bench.load import LoadGenerator
 from runtape.bench.procfs import load_average, machine
@@ -27,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return sandbox.main(arguments[1:])
     if arguments[:1] == ["soak"]:
         return soak.main(arguments[1:])
+    if arguments[:1] == ["endurance"]:
+        return endurance.main(arguments[1:])
     options = _parser().parse_args(arguments)
     chosen = plan.make(
         null=options.null_sandbox, quick=options.quick, runs=options.runs, slow_fsync_ms=options.slow_fsync
@@ -54,7 +57,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="runtape bench",
         description="Measure the service on this machine beside the bare interpreter, with servers of its own.",
         epilog="`runtape bench sandbox` measures the sandbox alone, `runtape bench soak` runs good and hostile"
-        " programs for long; they have options of their own.",
+        " programs for long, `runtape bench endurance` sends many runs through a server; they have options of their"
+        " own.",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     parser.add_argument(

@@ -1,0 +1,129 @@
+"""What a server holds at a moment, what a tenth of the runs took, and what of it grows."""
+
+import os
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from runtape.bench.figures import Figures, rounded
+from runtape.bench.procfs import descendants, resident_bytes
+from runtape.bench.soak.latencies import Latencies
+
+TENTHS: Final = 10
+MOST_GROWTH: Final = 1.10
+"""By how much the last tenth may exceed an earlier one: the first in time, in what is held the second, since caches
+fill during the first."""
+
+_FEWEST_TENTHS: Final = 3
+_FEWEST_RUNS: Final = 100
+"""Runs in a tenth below which its median is no figure."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holding:
+    """What a server and its children hold: bytes, descriptors, executions that have not ended, unread messages."""
+
+    memory_bytes: int
+    children_bytes: int
+    open_files: int
+    unfinished: int
+    lag_messages: int
+    database_bytes: int
+    log_bytes: int
+
+
+def look(pid: int, database: Path) -> Holding:
+    """Look at a server; the store is read through a connection of its own, which is closed again."""
+    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=10)) as connection:
+        unfinished, lag = connection.execute(
+            "select (select count(*) from execution where due_at is not null),"
+            " (select coalesce(max(offset), 0) from log) - (select coalesce(min(offset), 0) from consumer_offset)"
+        ).fetchone()
+    log = database.with_name(database.name + "-wal")
+    return Holding(
+        memory_bytes=resident_bytes(pid),
+        children_bytes=sum(_resident(child) for child in descendants(pid)),
+        open_files=len(os.listdir(f"/proc/{pid}/fd")),
+        unfinished=unfinished,
+        lag_messages=max(lag, 0),
+        database_bytes=database.stat().st_size,
+        log_bytes=log.stat().st_size if log.exists() else 0,
+    )
+
+
+def _resident(pid: int) -> int:
+    try:
+        return resident_bytes(pid)
+    except OSError:  # it has ended
+        return 0
+
+
+@dataclass(slots=True)
+class Tenth:
+    """A tenth of the runs."""
+
+    runs: int = 0
+    elapsed_s: float = 0.0
+    cpu_ns: int = 0
+    latencies: Latencies = field(default_factory=Latencies)
+    seen: list[Holding] = field(default_factory=list[Holding])
+
+    def most(self, name: str) -> int:
+        """Return the most that was held of something."""
+        return max(getattr(holding, name) for holding in self.seen)
+
+    def figures(self) -> Figures:
+        """Return what the report says of it; sizes are the greatest that were seen."""
+        return {
+            "runs": self.runs,
+            "per_s": rounded(self.runs / self.elapsed_s),
+            "p50_ms": rounded(self.latencies.percentile_s(0.5) * 1e3),
+            "p99_ms": rounded(self.latencies.percentile_s(0.99) * 1e3),
+            "cpu_ms_per_run": rounded(self.cpu_ns / self.runs / 1e6),
+            "memory_mib": rounded(self.most("memory_bytes") / 2**20),
+            "children_mib": rounded(self.most("children_bytes") / 2**20),
+            "open_files": self.most("open_files"),
+            "unfinished": self.most("unfinished"),
+            "lag_messages": self.most("lag_messages"),
+            "database_mib": rounded(self.most("database_bytes") / 2**20),
+            "log_mib": rounded(self.most("log_bytes") / 2**20),
+        }
+
+
+_HELD: Final = {
+    # What is held, and what of it counts as no growth in any case.
+    "memory_bytes": ("memory of the server, bytes", 2 << 20),
+    "children_bytes": ("memory of its children, bytes", 8 << 20),
+    "open_files": ("open files", 8),
+    "unfinished": ("executions that have not ended", 8),
+    "lag_messages": ("messages that were not noted as read", 2000),
+    "log_bytes": ("size of the store's log, bytes", 1 << 20),
+}
+
+
+def grown(tenths: Sequence[Tenth]) -> list[str]:
+    """Return, in words, what the last tenth has more of than it may; nothing when there are too few to tell."""
+    if len(tenths) < _FEWEST_TENTHS:
+        return []
+    first, second, last = tenths[0], tenths[1], tenths[-1]
+    found: list[str] = []
+    for name, (words, grain) in _HELD.items():
+        before, after = second.most(name), last.most(name)
+        if after > before * MOST_GROWTH and after - before > grain:
+            found.append(f"{words}: {before} in the second tenth, {after} in the last")
+    if min(first.runs, last.runs) >= _FEWEST_RUNS:
+        for words, ratio in slowdown(first, last).items():
+            if ratio > MOST_GROWTH:
+                found.append(f"{words} of the last tenth is {ratio:.2f} times that of the first")
+    return found
+
+
+def slowdown(first: Tenth, last: Tenth) -> dict[str, float]:
+    """Return how the last tenth compares with the first."""
+    return {
+        "p50": rounded(last.latencies.percentile_s(0.5) / first.latencies.percentile_s(0.5)),
+        "CPU a run": rounded((last.cpu_ns / last.runs) / (first.cpu_ns / first.runs)),
+    }
