@@ -119,6 +119,8 @@ async def test_clock_that_was_set_forward_makes_no_blob_old(folder: Path, monkey
             return world.sweeper._ahead_s == ahead_s + 2 * HOUR_S  # pyright: ignore[reportPrivateUsage]
 
         await world.until(seen)
+        for _ in range(100):  # the sweep that has seen it goes on to its end
+            await world.stores.blobs.ready()
         world.clock.advance(2)
         for _ in range(100):
             await world.stores.blobs.ready()

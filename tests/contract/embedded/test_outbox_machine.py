@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from runtape.adapters.embedded.log import SqliteEventLog
 from runtape.domain.events import EXECUTION_EVENTS, POD_COMMANDS
-from runtape.domain.ids import EventId
+from runtape.domain.ids import EventId, ExecutionId
 from runtape.ports.errors import VersionConflict
 from runtape.ports.stores import Change, Durability, IdempotencyKeyTaken
 from tests.application.chaos import InlineDatabase, turns
@@ -29,10 +29,14 @@ from tests.contract.suites.stores import Stores
 
 GROUPS = ("early", "late")
 NAMES = ("a", "b", "c")
-NOTHING = frozenset[str]()
 
 
 class OutboxMachine(RuleBasedStateMachine):
+    opened: AbstractAsyncContextManager[Stores]
+    stores: Stores
+    readers: dict[str, Reader]
+    handled_now: dict[str, set[str]]
+
     def __init__(self) -> None:
         super().__init__()
         self.runner = asyncio.Runner()
@@ -43,8 +47,6 @@ class OutboxMachine(RuleBasedStateMachine):
         self.published: list[str] = []
         self.done: dict[str, set[str]] = {group: set() for group in GROUPS}
         """What each group has acknowledged, or handled in the commit itself."""
-        self.told: dict[str, list[str]] = {}
-        """What was delivered to each group in this life."""
         self.attempts = 0
         self.open()
 
@@ -56,13 +58,12 @@ class OutboxMachine(RuleBasedStateMachine):
 
     def open(self) -> None:
         async def opening() -> None:
-            self.opened: AbstractAsyncContextManager[Stores] = sqlite_stores(self.path, ManualClock(), InlineDatabase)
+            self.opened = sqlite_stores(self.path, ManualClock(), InlineDatabase)
             self.stores = await self.opened.__aenter__()
-            self.readers: dict[str, Reader] = {}
+            self.readers = {}
 
         self.run(opening)
-        self.told = {}
-        self.handled_now: dict[str, set[str]] = {group: set() for group in GROUPS}
+        self.handled_now = {group: set() for group in GROUPS}
 
     def log(self) -> SqliteEventLog:
         assert isinstance(self.stores.log, SqliteEventLog)
@@ -86,9 +87,13 @@ class OutboxMachine(RuleBasedStateMachine):
         count=st.integers(1, 3),
         groups=st.frozensets(st.sampled_from(GROUPS)),
         beside=st.sampled_from((None, *NAMES)),
+        note=st.booleans(),
     )
-    def commit(self, name: str, age: int, count: int, groups: frozenset[str], beside: str | None) -> None:
-        """Write the next version, or one that is stale by `age`; perhaps a first version of another one beside it."""
+    def commit(self, name: str, age: int, count: int, groups: frozenset[str], beside: str | None, note: bool) -> None:
+        """Write the next version, or one that is stale by `age`; perhaps a first version of another one beside it.
+
+        Offsets may be noted before any group was given the messages.
+        """
         expected = self.versions.get(name, 0) - age
         self.attempts += 1
         sent = tuple(
@@ -106,13 +111,21 @@ class OutboxMachine(RuleBasedStateMachine):
             changes.append(other)
             fine = fine and beside not in self.versions
         handled = frozenset((EventId(message.id), group) for message in sent for group in groups)
+
+        async def write() -> None:
+            await self.stores.unit_of_work.commit(changes, handled)
+            if note:
+                self.log()._flush()  # pyright: ignore[reportPrivateUsage]
+
         try:
-            self.run(lambda: self.stores.unit_of_work.commit(changes, handled))
+            self.run(write)
         except VersionConflict:
             assert not fine
             return
         assert fine
-        self.versions |= {each.document.id: each.document.version for each in changes if hasattr(each.document, "id")}
+        self.versions[name] = expected + 1
+        if len(changes) == 2:
+            self.versions[str(beside)] = 1
         for message in sent:
             self.published.append(message.id)
             for group in groups:
@@ -148,9 +161,17 @@ class OutboxMachine(RuleBasedStateMachine):
             self.done[group].add(delivery.message.id)
 
     @rule()
+    def acknowledge_everything(self) -> None:
+        self.settle()
+        for group, reader in self.readers.items():
+            for delivery in reader.deliveries:
+                self.run(lambda group=group, each=delivery: _call(lambda: self.stores.log.acknowledge(group, each)))
+            self.done[group].update(reader.ids())
+
+    @rule()
     def note_offsets(self) -> None:
         self.settle()
-        self.run(lambda: _call(self.log()._flush))
+        self.run(lambda: _call(self.log()._flush))  # pyright: ignore[reportPrivateUsage]
 
     @rule(peacefully=st.booleans())
     def die(self, peacefully: bool) -> None:
@@ -194,7 +215,7 @@ class OutboxMachine(RuleBasedStateMachine):
     @invariant()
     def documents_have_the_versions_that_were_committed(self) -> None:
         for name in NAMES:
-            document = self.run(lambda name=name: self.stores.executions.get(name))
+            document = self.run(lambda name=ExecutionId(name): self.stores.executions.get(name))
             assert (document.version if document is not None else None) == self.versions.get(name)
 
     def teardown(self) -> None:
@@ -208,4 +229,4 @@ async def _call(function: Callable[[], object]) -> None:
 
 
 TestOutboxMachine = OutboxMachine.TestCase
-TestOutboxMachine.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+TestOutboxMachine.settings = settings(max_examples=100, stateful_step_count=25, deadline=None)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from runtape.bench.figures import Figures, rounded
+from runtape.bench.load import Sample
 from runtape.bench.procfs import descendants, resident_bytes
 from runtape.bench.soak.latencies import Latencies
 
@@ -18,8 +19,8 @@ MOST_GROWTH: Final = 1.10
 fill during the first."""
 
 _FEWEST_TENTHS: Final = 3
-_FEWEST_RUNS: Final = 100
-"""Runs in a tenth below which its median is no figure."""
+_FEWEST_RUNS: Final = 1000
+"""Runs in a tenth below which how fast they were is no finding."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,14 +62,43 @@ def _resident(pid: int) -> int:
         return 0
 
 
+_RUN: Final = "run"
+
+
 @dataclass(slots=True)
-class Tenth:
-    """A tenth of the runs."""
+class Pace:
+    """How fast some runs were."""
 
     runs: int = 0
     elapsed_s: float = 0.0
     cpu_ns: int = 0
     latencies: Latencies = field(default_factory=Latencies)
+
+    def add(self, sample: Sample) -> None:
+        """Count the runs of one load."""
+        self.runs += len(sample.latencies_s)
+        self.elapsed_s += sample.elapsed_s
+        self.cpu_ns += sample.cpu.total_ns
+        for seconds in sample.latencies_s:
+            self.latencies.add(_RUN, seconds)
+
+    @property
+    def p50_s(self) -> float:
+        """The median."""
+        return self.latencies.percentile_s(0.5)
+
+    @property
+    def cpu_s(self) -> float:
+        """CPU of the server's own threads for one run."""
+        return self.cpu_ns / self.runs / 1e9
+
+
+@dataclass(slots=True)
+class Tenth:
+    """A tenth of the runs, and those on a server that has had few, in turns with them."""
+
+    ours: Pace = field(default_factory=Pace)
+    young: Pace = field(default_factory=Pace)
     seen: list[Holding] = field(default_factory=list[Holding])
 
     def most(self, name: str) -> int:
@@ -78,11 +108,13 @@ class Tenth:
     def figures(self) -> Figures:
         """Return what the report says of it; sizes are the greatest that were seen."""
         return {
-            "runs": self.runs,
-            "per_s": rounded(self.runs / self.elapsed_s),
-            "p50_ms": rounded(self.latencies.percentile_s(0.5) * 1e3),
-            "p99_ms": rounded(self.latencies.percentile_s(0.99) * 1e3),
-            "cpu_ms_per_run": rounded(self.cpu_ns / self.runs / 1e6),
+            "runs": self.ours.runs,
+            "per_s": rounded(self.ours.runs / self.ours.elapsed_s),
+            "p50_ms": rounded(self.ours.p50_s * 1e3),
+            "p99_ms": rounded(self.ours.latencies.percentile_s(0.99) * 1e3),
+            "cpu_ms": rounded(self.ours.cpu_s * 1e3),
+            "young_p50_ms": rounded(self.young.p50_s * 1e3),
+            "young_cpu_ms": rounded(self.young.cpu_s * 1e3),
             "memory_mib": rounded(self.most("memory_bytes") / 2**20),
             "children_mib": rounded(self.most("children_bytes") / 2**20),
             "open_files": self.most("open_files"),
@@ -114,7 +146,7 @@ def grown(tenths: Sequence[Tenth]) -> list[str]:
         before, after = second.most(name), last.most(name)
         if after > before * MOST_GROWTH and after - before > grain:
             found.append(f"{words}: {before} in the second tenth, {after} in the last")
-    if min(first.runs, last.runs) >= _FEWEST_RUNS:
+    if min(first.ours.runs, last.ours.runs) >= _FEWEST_RUNS:
         for words, ratio in slowdown(first, last).items():
             if ratio > MOST_GROWTH:
                 found.append(f"{words} of the last tenth is {ratio:.2f} times that of the first")
@@ -122,8 +154,11 @@ def grown(tenths: Sequence[Tenth]) -> list[str]:
 
 
 def slowdown(first: Tenth, last: Tenth) -> dict[str, float]:
-    """Return how the last tenth compares with the first."""
+    """Return how the last tenth compares with the first, each as a multiple of the young server beside it.
+
+    The machine is faster and slower by itself; that meets both servers.
+    """
     return {
-        "p50": rounded(last.latencies.percentile_s(0.5) / first.latencies.percentile_s(0.5)),
-        "CPU a run": rounded((last.cpu_ns / last.runs) / (first.cpu_ns / first.runs)),
+        "p50": rounded((last.ours.p50_s / last.young.p50_s) / (first.ours.p50_s / first.young.p50_s)),
+        "CPU a run": rounded((last.ours.cpu_s / last.young.cpu_s) / (first.ours.cpu_s / first.young.cpu_s)),
     }

@@ -23,12 +23,13 @@ from runtape.runtime.providers.embedded import DATABASE_FILE
 
 _BATCH: Final = 500
 """Runs between two looks at what is held, at most."""
+_YOUNG_SHARE: Final = 10
+"""One run on the young server for so many on the other."""
 _WARM_UP_RUNS: Final = 50
 _REST_S: Final = 10.0
 """How long the server has, when all runs have ended, to note everything as read."""
 _PAUSE_S: Final = 0.2
 _TOLD_EVERY_S: Final = 10.0
-_RUN: Final = "run"
 
 
 @dataclass(slots=True)
@@ -43,7 +44,7 @@ class Endurance:
     @property
     def runs(self) -> int:
         """How many runs there were."""
-        return sum(tenth.runs for tenth in self.tenths)
+        return sum(tenth.ours.runs for tenth in self.tenths)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -95,9 +96,15 @@ def main(arguments: Sequence[str]) -> int:
 def _measure(data: Path, runs: int, clients: int, *, null: bool, told: Callable[[str], None]) -> Endurance:
     """Raises: BenchError, when nothing could be measured."""
     found = Endurance()
-    with LoadGenerator() as generator, BenchServer(data, null=null) as server:
+    young_data = data.with_name("young")
+    with (
+        LoadGenerator() as generator,
+        BenchServer(data, null=null) as server,
+        BenchServer(young_data, null=null) as young,
+    ):
         database = data / DATABASE_FILE
-        generator.run(server, clients, max(_WARM_UP_RUNS, clients))
+        for each in (server, young):
+            generator.run(each, clients, max(_WARM_UP_RUNS, clients))
         told_s = time.monotonic()
         try:
             for number in range(TENTHS):
@@ -105,15 +112,13 @@ def _measure(data: Path, runs: int, clients: int, *, null: bool, told: Callable[
                 tenth = Tenth()
                 while left:
                     batch = min(left, _BATCH)
-                    sample = generator.run(server, min(clients, batch), batch)
                     left -= batch
-                    tenth.runs += batch
-                    tenth.elapsed_s += sample.elapsed_s
-                    tenth.cpu_ns += sample.cpu.total_ns
-                    for seconds in sample.latencies_s:
-                        tenth.latencies.add(_RUN, seconds)
+                    ours = generator.run(server, min(clients, batch), batch)
+                    beside = generator.run(young, min(clients, batch), max(batch // _YOUNG_SHARE, 1))
                     tenth.seen.append(look(server.pid, database))
-                    if tenth.runs == batch:
+                    tenth.ours.add(ours)
+                    tenth.young.add(beside)
+                    if tenth.ours.runs == batch:
                         found.tenths.append(tenth)
                     if time.monotonic() - told_s > _TOLD_EVERY_S or not left:
                         told_s = time.monotonic()
@@ -137,8 +142,9 @@ def _progress(found: Endurance, runs: int) -> str:
     tenth = found.tenths[-1]
     holding = tenth.seen[-1]
     return (
-        f"{found.runs} of {runs} runs, {tenth.runs / tenth.elapsed_s:.0f} a second,"
-        f" p50 {tenth.latencies.percentile_s(0.5) * 1e3:.1f} ms; {holding.memory_bytes / 2**20:.1f} MiB,"
+        f"{found.runs} of {runs} runs, {tenth.ours.runs / tenth.ours.elapsed_s:.0f} a second,"
+        f" p50 {tenth.ours.p50_s * 1e3:.1f} ms ({tenth.ours.p50_s / tenth.young.p50_s:.2f} times a young server's);"
+        f" {holding.memory_bytes / 2**20:.1f} MiB,"
         f" {holding.open_files} files, {holding.lag_messages} messages behind"
     )
 
@@ -176,7 +182,7 @@ def page(report: dict[str, Any]) -> str:
         values = (_short(tenth[name]) for name in columns)
         lines.append("  ".join(f"{value:>{width}}" for value, width in zip(values, widths, strict=True)))
     ratios = ", ".join(f"{name} {ratio}x" for name, ratio in report["last_to_first"].items())
-    lines += ["", f"the last tenth beside the first: {ratios}"]
+    lines += ["", f"the last tenth beside the first, each as a multiple of a young server: {ratios}"]
     lines += [f"FOUND: {what}" for what in report["findings"]] or ["nothing grows"]
     return "\n".join(lines)
 
