@@ -66,7 +66,7 @@ def test_interrupted_it_tells_what_was_measured_so_far(tmp_path: Path) -> None:
 def tenths() -> list[Tenth]:
     found: list[Tenth] = []
     for _ in range(10):
-        found.append(Tenth(ours=pace(0.005), young=pace(0.005), seen=[HOLDING]))
+        found.append(Tenth(ours=pace(0.005), young=pace(0.005), seen=[HOLDING], ratios=[1.0]))
     return found
 
 
@@ -107,7 +107,7 @@ def test_what_fills_up_in_the_first_tenth_is_no_finding() -> None:
 
 def test_slower_end_is_found() -> None:
     slower = tenths()
-    slower[-1].ours = pace(0.010)
+    slower[-1].ours, slower[-1].ratios = pace(0.010), [2.0]
     assert [found.split(" of ")[0] for found in grown(slower)] == ["p50", "CPU a run"]
 
 

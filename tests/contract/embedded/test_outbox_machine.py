@@ -214,8 +214,8 @@ class OutboxMachine(RuleBasedStateMachine):
 
     @invariant()
     def documents_have_the_versions_that_were_committed(self) -> None:
-        for name in NAMES:
-            document = self.run(lambda name=ExecutionId(name): self.stores.executions.get(name))
+        for name in map(ExecutionId, NAMES):
+            document = self.run(lambda name=name: self.stores.executions.get(name))
             assert (document.version if document is not None else None) == self.versions.get(name)
 
     def teardown(self) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+import statistics
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -100,6 +101,15 @@ class Tenth:
     ours: Pace = field(default_factory=Pace)
     young: Pace = field(default_factory=Pace)
     seen: list[Holding] = field(default_factory=list[Holding])
+    ratios: list[float] = field(default_factory=list[float])
+    """The median of each load as a multiple of that of the young server's right behind it."""
+
+    def add(self, ours: Sample, young: Sample, holding: Holding) -> None:
+        """Count a load, the one on the young server behind it, and what is held then."""
+        self.ours.add(ours)
+        self.young.add(young)
+        self.seen.append(holding)
+        self.ratios.append(statistics.median(ours.latencies_s) / statistics.median(young.latencies_s))
 
     def most(self, name: str) -> int:
         """Return the most that was held of something."""
@@ -159,6 +169,6 @@ def slowdown(first: Tenth, last: Tenth) -> dict[str, float]:
     The machine is faster and slower by itself; that meets both servers.
     """
     return {
-        "p50": rounded((last.ours.p50_s / last.young.p50_s) / (first.ours.p50_s / first.young.p50_s)),
+        "p50": rounded(statistics.median(last.ratios) / statistics.median(first.ratios)),
         "CPU a run": rounded((last.ours.cpu_s / last.young.cpu_s) / (first.ours.cpu_s / first.young.cpu_s)),
     }

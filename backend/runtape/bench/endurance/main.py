@@ -21,10 +21,10 @@ from runtape.bench.procfs import load_average, machine
 from runtape.bench.server import BenchServer
 from runtape.runtime.providers.embedded import DATABASE_FILE
 
-_BATCH: Final = 500
+_BATCH: Final = 200
 """Runs between two looks at what is held, at most."""
-_YOUNG_SHARE: Final = 10
-"""One run on the young server for so many on the other."""
+_YOUNG_RUNS: Final = 2
+"""Runs of each client on the young server behind each batch."""
 _WARM_UP_RUNS: Final = 50
 _REST_S: Final = 10.0
 """How long the server has, when all runs have ended, to note everything as read."""
@@ -114,10 +114,8 @@ def _measure(data: Path, runs: int, clients: int, *, null: bool, told: Callable[
                     batch = min(left, _BATCH)
                     left -= batch
                     ours = generator.run(server, min(clients, batch), batch)
-                    beside = generator.run(young, min(clients, batch), max(batch // _YOUNG_SHARE, 1))
-                    tenth.seen.append(look(server.pid, database))
-                    tenth.ours.add(ours)
-                    tenth.young.add(beside)
+                    beside = generator.run(young, min(clients, batch), _YOUNG_RUNS * min(clients, batch))
+                    tenth.add(ours, beside, look(server.pid, database))
                     if tenth.ours.runs == batch:
                         found.tenths.append(tenth)
                     if time.monotonic() - told_s > _TOLD_EVERY_S or not left:
