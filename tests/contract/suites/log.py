@@ -319,7 +319,7 @@ class EventLogContract(StoresBasic):
         assert raw.headers == {"correlation_id": "request-1", "traceparent": "00-trace", "causation_id": "e.1"}
         assert plain.headers == {}
         assert stores.log.decode(raw) == origin
-        await stores.executions.delete(ExecutionId("e"))
+        await stores.executions.delete(ExecutionId("e"), ARCHIVAL)
         assert await stores.log.raw(reader.deliveries[0]) is None
         await reader.stop()
 
