@@ -195,6 +195,7 @@ class CapacityMachine(RuleBasedStateMachine):
         for _ in range(MOST_SWEEPS):
             for number in range(len(self.accepted) + 60):
                 self.world.pods.let(f"go-{number}")
+            await turns(50)  # for what has ended just now to be heard of
             await self.world.until_quiet()
             executions, sagas = await self.everything()
             left = [each.status for each in executions if each.result is None]
