@@ -13,6 +13,7 @@ from runtape.application.flow import Tasks
 from runtape.domain.dead_letter import DeadLetter, RawMessage
 from runtape.domain.events import POD_COMMANDS, Message, PodCreate, PodKill
 from runtape.domain.ids import ExecutionId
+from runtape.domain.replay import ReplaySessionId
 from runtape.ports.dead_letters import DeadLetterFilter, DeadLetterStore
 from runtape.ports.errors import Permanent, Poison, Transient
 from runtape.ports.log import Delivery, UndecodableDelivery
@@ -71,7 +72,7 @@ def raw_of(message: Message, offset: int) -> RawMessage:
 class Running:
     """A consumer over a hand-fed log, whose flow calls `handle`, and over a real store of dead letters."""
 
-    def __init__(self, store: DeadLetterStore, handle: Handle, at_once: int = 256) -> None:
+    def __init__(self, store: DeadLetterStore, handle: Handle, at_once: int = 256, replays: Sequence[str] = ()) -> None:
         self.log = Log()
         self.store = store
         self.handled: list[tuple[str, int]] = []
@@ -89,6 +90,7 @@ class Running:
             dead_letters=self.dead_letters,
             tasks=self.tasks,
             at_once=at_once,
+            replays=replays,
         )
         self.tasks.spawn(self.consumer.run(), "consumer")
 
@@ -96,10 +98,12 @@ class Running:
         await self._handle(message)
         self.handled.append((message.execution_id, message.attempt))
 
-    def send(self, name: str, attempt: int = 1, kind: type[Message] = PodCreate) -> int:
+    def send(self, name: str, attempt: int = 1, kind: type[Message] = PodCreate, replayed_by: str | None = None) -> int:
         self._offset += 1
         message = kind(execution_id=ExecutionId(name), project_id=PROJECT, at=START, attempt=attempt)
-        self.log.queue.put_nowait(Delivery(message, self._offset))
+        self.log.queue.put_nowait(
+            Delivery(message, self._offset, ReplaySessionId(replayed_by) if replayed_by is not None else None)
+        )
         return self._offset
 
     def send_undecodable(self, name: str) -> int:
@@ -122,8 +126,8 @@ async def start() -> AsyncIterator[Start]:
     with quick_place() as place:
         async with sqlite_stores(place / "runtape.db", ManualClock(), InlineDatabase) as stores:
 
-            def begin(handle: Handle, at_once: int = 256) -> Running:
-                made.append(Running(stores.dead_letters, handle, at_once))
+            def begin(handle: Handle, at_once: int = 256, replays: Sequence[str] = ()) -> Running:
+                made.append(Running(stores.dead_letters, handle, at_once, replays))
                 return made[-1]
 
             yield begin
@@ -450,4 +454,19 @@ async def test_nothing_is_kept_of_an_execution_once_its_messages_are_handled(sta
     await running.log.until_acknowledged(100)
     running.send("e1", 2)
     assert (await running.log.until_acknowledged(101))[-1] == 101
+    await running.tasks.close()
+
+
+@pytest.mark.parametrize(("replays", "handled"), [((), [("b", 1)]), (("pod.create",), [("a", 1), ("b", 1)])])
+async def test_what_is_replayed_is_for_handlers_that_are_fit_for_it(
+    start: Start, replays: Sequence[str], handled: list[tuple[str, int]]
+) -> None:
+    async def handle(message: Message) -> None:
+        pass
+
+    running = start(handle, replays=replays)
+    running.send("a", replayed_by="session-1")
+    running.send("b")
+    assert sorted(await running.log.until_acknowledged(2)) == [1, 2]
+    assert sorted(running.handled) == handled
     await running.tasks.close()

@@ -47,6 +47,7 @@ _STATUS: Mapping[str, tuple[int, str]] = {
     "not_waiting": (409, "The execution does not wait"),
     "dead_letter_blocked": (409, "The dead letter cannot be retried now"),
     "dead_letter_resolved": (409, "The dead letter was retried or discarded before"),
+    "session_state_conflict": (409, "The session is in another state"),
     "idempotency_conflict": (409, "The idempotency key was used for another request"),
     "output_expired": (410, "The output is no longer kept"),
     "body_too_large": (413, "The body is too large"),

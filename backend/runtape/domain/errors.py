@@ -18,6 +18,7 @@ DomainError
 ├── NotWaiting                   not_waiting
 ├── DeadLetterBlocked            dead_letter_blocked
 ├── DeadLetterResolved           dead_letter_resolved
+├── SessionStateConflict         session_state_conflict
 ├── QueueFull                    queue_full
 ├── Draining                     draining
 ├── RateLimited                  rate_limited
@@ -165,6 +166,12 @@ class DeadLetterResolved(DomainError):
     """The dead letter was retried or discarded before."""
 
     code = "dead_letter_resolved"
+
+
+class SessionStateConflict(DomainError):
+    """The replay session is in a state that what was asked does not fit."""
+
+    code = "session_state_conflict"
 
 
 class QueueFull(DomainError):

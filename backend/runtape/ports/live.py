@@ -5,6 +5,7 @@ from typing import Protocol
 
 from runtape.domain.execution import Execution
 from runtape.domain.ids import ExecutionId
+from runtape.domain.replay import ReplaySessionId
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,13 @@ class QueueNudge:
     """The execution has another place in the admission queue."""
 
 
-Nudge = OutputNudge | LifecycleNudge | QueueNudge
+@dataclass(frozen=True, slots=True)
+class SessionNudge:
+    """The replay session has come further."""
+
+
+Nudge = OutputNudge | LifecycleNudge | QueueNudge | SessionNudge
+Watched = ExecutionId | ReplaySessionId
 
 
 class FeedClosed(Exception):
@@ -45,7 +52,7 @@ class SubscriptionClosed(Exception):
 
 
 class Subscription(Protocol):
-    """One reader of one execution; bounded, so that a slow reader costs nobody else."""
+    """One reader of one execution or session; bounded, so that a slow reader costs nobody else."""
 
     async def next(self, timeout_s: float) -> Nudge | None:
         """Return the next nudge; None after `timeout_s`, or at once when some were lost since the last call.
@@ -64,17 +71,17 @@ class Subscription(Protocol):
 
 
 class LiveFeed(Protocol):
-    """Fan-out of nudges by execution."""
+    """Fan-out of nudges by execution or replay session."""
 
-    def publish(self, execution_id: ExecutionId, nudge: Nudge) -> None:
+    def publish(self, watched_id: Watched, nudge: Nudge) -> None:
         """Tell the present subscribers, in publishing order; never waits and never fails."""
         ...
 
-    def watched(self, execution_id: ExecutionId) -> bool:
+    def watched(self, watched_id: Watched) -> bool:
         """Whether anybody may be subscribed; False saves the publisher the work of encoding."""
         ...
 
-    def subscribe(self, execution_id: ExecutionId) -> Subscription:
+    def subscribe(self, watched_id: Watched) -> Subscription:
         """Subscribe from now on; the caller closes it."""
         ...
 

@@ -6,14 +6,19 @@ from typing import Protocol
 
 from runtape.domain.dead_letter import RawMessage
 from runtape.domain.events import Message
+from runtape.domain.replay import ReplaySessionId
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One message for one group; redelivered after a restart unless it was acknowledged."""
+    """One message for one group; redelivered after a restart unless it was acknowledged.
+
+    ``replayed_by`` names the session that has published it again; the message is as it was, and so is its id.
+    """
 
     message: Message
     offset: int
+    replayed_by: ReplaySessionId | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ permanent, and what cannot be decoded becomes a dead letter and parks its key (`
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any, TypeVar
 
 import structlog
@@ -59,7 +59,10 @@ _Item = Delivery | UndecodableDelivery | _Work
 
 
 class Consumer:
-    """Feeds one group's handlers, for `at_once` keys side by side; `run` it as a task."""
+    """Feeds one group's handlers, for `at_once` keys side by side; `run` it as a task.
+
+    `replays` are the types whose handler is also fit for messages that a replay session has published again.
+    """
 
     def __init__(
         self,
@@ -72,6 +75,7 @@ class Consumer:
         dead_letters: DeadLetters,
         tasks: Tasks,
         at_once: int,
+        replays: Collection[str] = (),
     ) -> None:
         self._group = group
         self._topics = topics
@@ -81,6 +85,7 @@ class Consumer:
         self._dead_letters = dead_letters
         self._parked = dead_letters.attach(group, self)
         self._tasks = tasks
+        self._replays = replays
         self._lines: dict[str, deque[_Item]] = {}
         self._places = asyncio.Semaphore(at_once)
 
@@ -89,10 +94,15 @@ class Consumer:
         async for delivery in self._event_log.consume(self._group, self._topics):
             if isinstance(delivery, UndecodableDelivery):
                 await self._enter(delivery.raw.key, delivery)
-            elif delivery.message.type in self._handlers:
+            elif self._concerns(delivery):
                 await self._enter(delivery.message.execution_id, delivery)
             else:
                 self._event_log.acknowledge(self._group, delivery)
+
+    def _concerns(self, delivery: Delivery) -> bool:
+        """Whether the group handles it: this one place keeps what is replayed from having effects."""
+        name = delivery.message.type
+        return name in (self._handlers if delivery.replayed_by is None else self._replays)
 
     async def in_line(self, key: str, work: Callable[[], Awaitable[T]], /) -> T:
         """Do `work` after what is in the line of `key`, and return what it returns.  Raises: what it raised."""

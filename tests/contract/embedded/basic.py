@@ -13,10 +13,14 @@ from runtape.adapters.embedded.admission import InMemoryAdmissionQueue
 from runtape.adapters.embedded.database import Database
 from runtape.adapters.embedded.dead_letters import SqliteDeadLetterStore
 from runtape.adapters.embedded.documents import SqliteExecutionStore, SqliteSagaStore, SqliteUnitOfWork
+from runtape.adapters.embedded.event_source import SqliteEventSource
 from runtape.adapters.embedded.event_store import SqliteEventStore
 from runtape.adapters.embedded.gate_store import SqliteGateStore
+from runtape.adapters.embedded.histories import SqliteDocumentHistories
 from runtape.adapters.embedded.live_feed import InProcessLiveFeed
 from runtape.adapters.embedded.log import SqliteEventLog
+from runtape.adapters.embedded.replay_files import FolderReplayFiles
+from runtape.adapters.embedded.replay_store import SqliteReplaySessionStore
 from runtape.adapters.embedded.retention import ExpiredEvents, ExpiredExecutions, ExpiredTapes
 from runtape.adapters.embedded.schema import STORE_SCHEMA
 from runtape.adapters.embedded.tape import SqliteBlobStore, SqliteTapeStore
@@ -24,7 +28,7 @@ from runtape.ports.admission import AdmissionQueue, Capacity
 from runtape.ports.clock import Clock
 from runtape.ports.live import LiveFeed
 from tests.clocks import ManualClock
-from tests.contract.suites.stores import Stores, StoresBasic
+from tests.contract.suites.stores import ReplayStores, Stores, StoresBasic
 
 
 @contextmanager
@@ -57,6 +61,13 @@ async def sqlite_stores(
             events=SqliteEventStore(database),
             gates=SqliteGateStore(database),
             dead_letters=SqliteDeadLetterStore(database),
+            replay=ReplayStores(
+                sessions=SqliteReplaySessionStore(database, log),
+                source=SqliteEventSource(database),
+                index=SqliteEventSource(database),
+                histories=SqliteDocumentHistories(database),
+                files=FolderReplayFiles(path.parent / "replays"),
+            ),
             clock=clock,
             expirable={
                 "executions": ExpiredExecutions(database, executions),

@@ -1,7 +1,7 @@
 """The embedded adapters keep the contracts of their ports."""
 
 from tests.contract.embedded.basic import EmbeddedStores, plant
-from tests.contract.suites import dead_letters, events, log, operating, retention, stores, tape
+from tests.contract.suites import dead_letters, events, log, operating, replay, retention, stores, tape
 
 
 class TestUnitOfWork(EmbeddedStores, stores.UnitOfWorkContract): ...
@@ -57,3 +57,21 @@ class TestDeadLetterStore(EmbeddedStores, dead_letters.DeadLetterStoreContract):
 class TestEventLog(EmbeddedStores, log.EventLogContract):
     def plant(self, topic: str, key: str, type: str, body: bytes | str) -> int:
         return plant(self._path, topic, key, type, body)
+
+
+class TestReplaySessionStore(EmbeddedStores, replay.ReplaySessionStoreContract): ...
+
+
+class TestReplayedCopies(EmbeddedStores, replay.ReplayedCopiesContract): ...
+
+
+class TestEventSource(EmbeddedStores, replay.EventSourceContract): ...
+
+
+class TestEventIndex(EmbeddedStores, replay.EventIndexContract): ...
+
+
+class TestDocumentHistories(EmbeddedStores, replay.DocumentHistoriesContract): ...
+
+
+class TestReplayFiles(EmbeddedStores, replay.ReplayFilesContract): ...

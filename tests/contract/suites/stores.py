@@ -22,6 +22,7 @@ from runtape.ports.errors import VersionConflict
 from runtape.ports.events import Archival, EventStore
 from runtape.ports.log import Delivery, EventLog
 from runtape.ports.pod_runtime import PodKey
+from runtape.ports.replay import DocumentHistories, EventIndex, EventSource, ReplayFiles, ReplaySessionStore
 from runtape.ports.retention import Expirable
 from runtape.ports.stores import (
     BlobStore,
@@ -51,8 +52,20 @@ class Stores:
     events: EventStore
     gates: GateStore
     dead_letters: DeadLetterStore
+    replay: "ReplayStores"
     clock: ManualClock
     expirable: Mapping[str, Expirable]
+
+
+@dataclass(frozen=True)
+class ReplayStores:
+    """What replay sessions need."""
+
+    sessions: ReplaySessionStore
+    source: EventSource
+    index: EventIndex
+    histories: DocumentHistories
+    files: ReplayFiles
 
 
 class StoresBasic(ABC):

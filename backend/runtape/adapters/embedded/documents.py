@@ -13,6 +13,7 @@ import msgspec
 from runtape.adapters.embedded import event_index
 from runtape.adapters.embedded.database import Database
 from runtape.adapters.embedded.log import SqliteEventLog
+from runtape.adapters.embedded.replay_store import remove_copies_of_execution
 from runtape.domain.events import Lease
 from runtape.domain.execution import LEASE_GRACE, Execution
 from runtape.domain.ids import EventId, ExecutionId, UserId
@@ -181,6 +182,7 @@ class SqliteExecutionStore:
     async def delete(self, execution_id: ExecutionId, archival: Archival) -> None:
         def work(c: sqlite3.Connection) -> None:
             event_index.archive(c, event_index.offsets_of_execution(c, execution_id), archival)
+            remove_copies_of_execution(c, execution_id)
             c.execute("delete from execution where id = ?", (execution_id,))
             c.execute("delete from saga where execution_id = ?", (execution_id,))
             c.execute("delete from tape where execution_id = ?", (execution_id,))

@@ -62,7 +62,8 @@ def _described(rows: str) -> str:
 
 
 _FILL = "insert or replace into event_index " + _described(
-    "l.offset > ? and l.offset <= ? and l.offset not in (select offset from event_archive) order by l.offset limit ?"
+    "l.offset > ? and l.offset <= ? and l.offset not in (select offset from event_archive)"
+    " and l.offset not in (select offset from log_replay) order by l.offset limit ?"
 )
 _ARCHIVE = (
     f"insert or ignore into event_archive select d.*, l.topic, l.body, ?, ?, ? from ({_described('l.offset = ?')}) d"
@@ -86,11 +87,12 @@ def bounds(execution_id: ExecutionId) -> tuple[str, str]:
 
 
 def waiting(c: sqlite3.Connection) -> int:
-    """Return how many rows the log has at most that the index lacks."""
-    newest, indexed = c.execute(
-        "select (select max(offset) from log), (select max(offset) from event_index)"
+    """Return how many rows the log has at most that the index lacks, copies that were replayed left out."""
+    newest, indexed, copies = c.execute(
+        "select (select max(offset) from log), i.last, (select count(*) from log_replay where offset > i.last)"
+        " from (select coalesce(max(offset), 0) as last from event_index) i"
     ).fetchone()
-    return max((newest or 0) - (indexed or 0), 0)
+    return max((newest or 0) - indexed - copies, 0)
 
 
 def fill(c: sqlite3.Connection) -> bool:
@@ -106,7 +108,8 @@ def fill_again(c: sqlite3.Connection, after: int) -> int | None:
     ).fetchone()
     c.execute(
         "delete from event_index where offset > ? and offset <= ?"
-        " and (offset not in (select offset from log) or offset in (select offset from event_archive))",
+        " and (offset not in (select offset from log) or offset in (select offset from event_archive)"
+        " or offset in (select offset from log_replay))",
         (after, last or _LAST),
     )
     if last is not None:
@@ -137,7 +140,8 @@ def offsets_of_execution(c: sqlite3.Connection, execution_id: ExecutionId) -> Se
     """Return where the events of the execution stand in the log, be they indexed or not."""
     rows = c.execute(
         "select offset from event_index where id >= ? and id < ? union select offset from log"
-        " where offset > (select coalesce(max(offset), 0) from event_index) and key = ?",
+        " where offset > (select coalesce(max(offset), 0) from event_index) and key = ?"
+        " and offset not in (select offset from log_replay)",
         (*bounds(execution_id), execution_id),
     )
     return [offset for (offset,) in rows]

@@ -10,6 +10,7 @@ from typing import Any
 from runtape.adapters.embedded import event_index
 from runtape.adapters.embedded.database import Database
 from runtape.adapters.embedded.event_index import COLUMNS, microseconds, moment
+from runtape.adapters.embedded.replay_store import remove_copies_of_event
 from runtape.domain.events import ENDED_BY_STATUS, ExecutionRequested
 from runtape.domain.ids import EventId, ExecutionId, UserId
 from runtape.domain.outcome import Status
@@ -39,7 +40,7 @@ _ENDED = tuple(event.type for event in ENDED_BY_STATUS.values())
 _FAILED = (ENDED_BY_STATUS[Status.FAILED].type, ENDED_BY_STATUS[Status.TIMEOUT].type)
 _NEWEST = (1 << 63) - 1
 
-_TEXT = """case when json_valid(cast(l.body as text)) then exists (
+TEXT = """case when json_valid(cast(l.body as text)) then exists (
         select 1 from json_tree(cast(l.body as text)) where instr(lower(atom), lower(?))
     ) else instr(lower(cast(l.body as text)), lower(?)) end"""
 
@@ -92,7 +93,7 @@ class SqliteEventStore:
                 (event_id,),
             ).fetchone()
         )
-        return _event(row) if row else None
+        return stored_event(row) if row else None
 
     async def statistics(self, happened_from: datetime, happened_before: datetime) -> EventStatistics:
         await self.index()
@@ -126,9 +127,12 @@ class SqliteEventStore:
 
     async def archive(self, event_id: EventId, archival: Archival) -> None:
         await self.index()
-        await self._database.write(
-            lambda c: event_index.archive(c, event_index.offsets_of_event(c, event_id), archival), durable=True
-        )
+
+        def work(c: sqlite3.Connection) -> None:
+            event_index.archive(c, event_index.offsets_of_event(c, event_id), archival)
+            remove_copies_of_event(c, event_id)
+
+        await self._database.write(work, durable=True)
 
     async def archived(
         self, limit: int, after: EventPosition | None = None, execution_id: ExecutionId | None = None
@@ -142,7 +146,7 @@ class SqliteEventStore:
                 (*values, *position, limit),
             ).fetchall()
         )
-        return [ArchivedEvent(_event(row[:-3]), Archival(row[-2], moment(row[-3]), row[-1])) for row in rows]
+        return [ArchivedEvent(stored_event(row[:-3]), Archival(row[-2], moment(row[-3]), row[-1])) for row in rows]
 
     async def prune(self, before: datetime, limit: int) -> int:
         return await self._database.write(lambda c: event_index.prune(c, before, limit))
@@ -187,7 +191,7 @@ def _search(
         (*walk_values, *values, wanted),
     ).fetchall()
     last = c.execute(f"select at_us, offset from ({walked}) limit 1 offset {candidates - 1}", walk_values).fetchone()
-    return [_event(row) for row in rows], last
+    return [stored_event(row) for row in rows], last
 
 
 def _plan(where: EventFilter, position: tuple[int, int]) -> tuple[list[tuple[str, list[Any]]], list[str], list[Any]]:
@@ -224,7 +228,7 @@ def _plan(where: EventFilter, position: tuple[int, int]) -> tuple[list[tuple[str
     elif types:
         conditions, values = [*conditions, f"i.type in ({','.join('?' * len(types))})"], [*values, *types]
     if where.text is not None:
-        conditions, values = [*conditions, _TEXT], [*values, where.text, where.text]
+        conditions, values = [*conditions, TEXT], [*values, where.text, where.text]
     return walks or [walk("time", "1")], conditions, values
 
 
@@ -240,7 +244,7 @@ def _count(
     return c.execute(_COUNT, (ExecutionRequested.type, *begin, *(last or (end_us - 1, _NEWEST)))).fetchall(), last
 
 
-def _event(row: tuple[Any, ...]) -> StoredEvent:
+def stored_event(row: tuple[Any, ...]) -> StoredEvent:
     """Return the event of a row with `COLUMNS`, topic and body."""
     offset, event_id, name, execution_id, project_id, user_id, at_us, attempt, correlation_id, causation_id = row[:10]
     return StoredEvent(

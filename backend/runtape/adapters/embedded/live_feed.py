@@ -3,8 +3,7 @@
 import asyncio
 from collections import deque
 
-from runtape.domain.ids import ExecutionId
-from runtape.ports.live import FeedClosed, LifecycleNudge, Nudge, OutputNudge, SubscriptionClosed
+from runtape.ports.live import FeedClosed, LifecycleNudge, Nudge, OutputNudge, SubscriptionClosed, Watched
 
 PENDING_BYTES = 1 << 20
 """What may wait for one reader.  Beyond that all of it is dropped and the reader goes to the tape."""
@@ -14,32 +13,32 @@ class InProcessLiveFeed:
     """`LiveFeed` for readers in this process."""
 
     def __init__(self) -> None:
-        self._subscriptions: dict[ExecutionId, list[InProcessSubscription]] = {}
+        self._subscriptions: dict[Watched, list[InProcessSubscription]] = {}
         self._closed = False
 
-    def publish(self, execution_id: ExecutionId, nudge: Nudge) -> None:
-        for subscription in self._subscriptions.get(execution_id, ()):
+    def publish(self, watched_id: Watched, nudge: Nudge) -> None:
+        for subscription in self._subscriptions.get(watched_id, ()):
             subscription.push(nudge)
 
-    def watched(self, execution_id: ExecutionId) -> bool:
-        return execution_id in self._subscriptions
+    def watched(self, watched_id: Watched) -> bool:
+        return watched_id in self._subscriptions
 
-    def subscribe(self, execution_id: ExecutionId) -> "InProcessSubscription":
-        subscription = InProcessSubscription(self, execution_id)
+    def subscribe(self, watched_id: Watched) -> "InProcessSubscription":
+        subscription = InProcessSubscription(self, watched_id)
         if self._closed:
             subscription.end(FeedClosed)
         else:
-            self._subscriptions.setdefault(execution_id, []).append(subscription)
+            self._subscriptions.setdefault(watched_id, []).append(subscription)
         return subscription
 
     def forget(self, subscription: "InProcessSubscription") -> None:
         """Stop telling `subscription`; idempotent."""
-        readers = self._subscriptions.get(subscription.execution_id)
+        readers = self._subscriptions.get(subscription.watched_id)
         if readers is None or subscription not in readers:
             return
         readers.remove(subscription)
         if not readers:
-            del self._subscriptions[subscription.execution_id]
+            del self._subscriptions[subscription.watched_id]
 
     @property
     def subscribers(self) -> int:
@@ -56,8 +55,8 @@ class InProcessLiveFeed:
 class InProcessSubscription:
     """`Subscription` with a bounded backlog.  One task reads it."""
 
-    def __init__(self, feed: InProcessLiveFeed, execution_id: ExecutionId) -> None:
-        self.execution_id = execution_id
+    def __init__(self, feed: InProcessLiveFeed, watched_id: Watched) -> None:
+        self.watched_id = watched_id
         self._feed = feed
         self._nudges: deque[tuple[Nudge, int]] = deque()
         self._bytes = 0

@@ -13,8 +13,10 @@ from runtape.adapters.embedded.database import Database
 from runtape.domain.dead_letter import RawMessage
 from runtape.domain.events import MESSAGE_TYPES, Correlation, Message
 from runtape.domain.ids import EventId
+from runtape.domain.replay import ReplaySessionId
 from runtape.ports.errors import Poison, Transient
 from runtape.ports.log import Delivery, UndecodableDelivery
+from runtape.ports.replay import ReplayedMessage
 
 
 class _Origin(msgspec.Struct):
@@ -28,7 +30,10 @@ _encode = msgspec.json.Encoder().encode
 _decoders = {name: msgspec.json.Decoder(message).decode for name, message in MESSAGE_TYPES.items()}
 _decode_origin = msgspec.json.Decoder(_Origin).decode
 
-_ROW = "offset, topic, key, type, cast(body as blob)"
+_ROW = (
+    "offset, topic, key, type, cast(body as blob),"
+    " (select session_id from log_replay r where r.offset = log.offset) as replayed_by"
+)
 
 PAGE = 500
 FLUSH_INTERVAL_S = 1.0
@@ -69,6 +74,34 @@ class SqliteEventLog:
             for group in self._groups.values():
                 if message.topic in group.topics:
                     group.offer(offset, message, done=(message_id, group.name) in handled)
+        self._schedule_flush()
+
+    @staticmethod
+    def insert_again(
+        connection: sqlite3.Connection, again: Sequence[ReplayedMessage], session_id: ReplaySessionId
+    ) -> Sequence[int]:
+        """Append copies with their mark inside the caller's transaction and return their offsets."""
+        offsets: list[int] = []
+        for each in again:
+            message = each.message
+            row = (message.topic, message.execution_id, message.type, each.body)
+            offset = connection.execute("insert into log (topic, key, type, body) values (?,?,?,?)", row).lastrowid
+            assert offset is not None
+            mark = (offset, session_id, message.id, message.execution_id)
+            connection.execute("insert into log_replay values (?,?,?,?)", mark)
+            offsets.append(offset)
+        return offsets
+
+    def committed_again(
+        self, offsets: Sequence[int], again: Sequence[ReplayedMessage], session_id: ReplaySessionId
+    ) -> None:
+        """Hand copies that are now durable to the groups."""
+        if offsets:
+            self._told = max(self._told, offsets[-1])
+        for offset, each in zip(offsets, again, strict=True):
+            for group in self._groups.values():
+                if each.message.topic in group.topics:
+                    group.offer(offset, each.message, done=False, replayed_by=session_id)
         self._schedule_flush()
 
     async def consume(self, group: str, topics: Sequence[str]) -> AsyncIterator[Delivery | UndecodableDelivery]:
@@ -175,16 +208,16 @@ def _decode(key: str, name: str, body: bytes) -> Message:
 
 
 def _delivery(row: tuple[Any, ...]) -> Delivery | UndecodableDelivery:
-    offset, _, key, name, body = row
+    offset, _, key, name, body, replayed_by = row
     try:
-        return Delivery(_decode(key, name, body), offset)
+        return Delivery(_decode(key, name, body), offset, replayed_by)
     except Poison as error:
         return UndecodableDelivery(_raw(row), str(error))
 
 
 def _raw(row: tuple[Any, ...]) -> RawMessage:
     """Return a row of the one partition that there is here."""
-    offset, topic, key, name, body = row
+    offset, topic, key, name, body, _ = row
     return RawMessage(topic=topic, partition=0, offset=offset, key=key, type=name, body=body, headers=_headers(body))
 
 
@@ -205,7 +238,7 @@ class _Group:
     def __init__(self, name: str, topics: frozenset[str], offset: int) -> None:
         self.name = name
         self.topics = topics
-        self.waiting: deque[tuple[int, Message]] = deque()
+        self.waiting: deque[Delivery] = deque()
         self.in_flight: set[int] = set()
         self.read_to = offset
         """Every offset up to here was delivered, passed over, or waits in memory."""
@@ -214,7 +247,7 @@ class _Group:
         self.woken = asyncio.Event()
         self._done_ahead: set[int] = set()
 
-    def offer(self, offset: int, message: Message, *, done: bool) -> None:
+    def offer(self, offset: int, message: Message, *, done: bool, replayed_by: ReplaySessionId | None = None) -> None:
         """Take a message that was just committed; `done` says that the group has acted on it."""
         if offset <= self.read_to:  # read from the table before this was told
             return
@@ -227,17 +260,17 @@ class _Group:
             return
         if len(self.waiting) >= BACKLOG:
             self.behind = True
-            self.read_to = self.waiting[0][0] - 1
+            self.read_to = self.waiting[0].offset - 1
             self.waiting.clear()
         else:
-            self.waiting.append((offset, message))
+            self.waiting.append(Delivery(message, offset, replayed_by))
         self.woken.set()
 
     def take(self) -> Delivery:
         """Return the message that has waited longest; it is in flight now."""
-        offset, message = self.waiting.popleft()
-        self.in_flight.add(offset)
-        return Delivery(message, offset)
+        delivery = self.waiting.popleft()
+        self.in_flight.add(delivery.offset)
+        return delivery
 
     def is_done(self, offset: int) -> bool:
         """Whether the group had acted on the message before it was read."""
@@ -250,7 +283,7 @@ class _Group:
         """Return the offset up to which everything is acknowledged."""
         ahead = set(self.in_flight)
         if self.waiting:
-            ahead.add(self.waiting[0][0])
+            ahead.add(self.waiting[0].offset)
         if ahead:
             return min(ahead) - 1
         offset = self.read_to

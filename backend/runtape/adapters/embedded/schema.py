@@ -111,6 +111,28 @@ STORE_SCHEMA: tuple[str, ...] = (
         id integer primary key check (id = 1),
         gate text not null
     )""",
+    # Which rows of the log are copies that a replay session has published; the trigger keeps a mark from outliving its
+    # row and being found at another one with the same offset.
+    """create table if not exists log_replay (
+        offset integer primary key,
+        session_id text not null,
+        event_id text not null,
+        execution_id text not null
+    )""",
+    "create index if not exists log_replay_by_event on log_replay (event_id)",
+    "create index if not exists log_replay_by_execution on log_replay (execution_id)",
+    """create trigger if not exists log_replay_unmarked after delete on log
+        begin delete from log_replay where offset = old.offset; end""",
+    """create table if not exists replay_session (
+        id text primary key not null,
+        version integer not null,
+        status text not null,
+        target text not null,
+        ended_at real,
+        doc blob not null
+    ) without rowid""",
+    "create index if not exists replay_session_running on replay_session (id) where status = 'running'",
+    "create index if not exists replay_session_ended on replay_session (ended_at) where ended_at is not null",
     """create table if not exists consumer_offset (
         consumer_group text primary key not null,
         offset integer not null
