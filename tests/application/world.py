@@ -23,6 +23,9 @@ from runtape.application.events import EventBrowser
 from runtape.application.flow import Flow, Tasks
 from runtape.application.monitoring import PodMonitor
 from runtape.application.queries import Queries
+from runtape.application.replay_runner import ReplayRunner
+from runtape.application.replay_steps import Steps
+from runtape.application.replaying import ReplaySessions
 from runtape.application.retention import Retention
 from runtape.application.running import Worker
 from runtape.application.runtimes import RuntimeCatalogue
@@ -96,6 +99,8 @@ class World:
     results: ResultProcessor
     sweeper: Sweeper
     events: EventBrowser
+    replay_runner: ReplayRunner
+    replays: ReplaySessions
     queries: Queries
     submissions: Submissions
     streams: Streams
@@ -131,6 +136,7 @@ class World:
             sweeper=self.sweeper,
             retention=Retention(rules=(), clock=self.clock),
             events=self.events,
+            replays=self.replay_runner,
         )
 
     async def submit(self, script: str = "print(1)", **changes: Any) -> ExecutionId:
@@ -276,6 +282,14 @@ async def a_world(
             flow=flow,
             clock=clock,
         )
+        steps = Steps(
+            source=stores.replay.source,
+            index=stores.replay.index,
+            histories=stores.replay.histories,
+            files=stores.replay.files,
+            clock=clock,
+        )
+        replay_runner = ReplayRunner(sessions=stores.replay.sessions, steps=steps, feed=feed, clock=clock, tasks=tasks)
         world = World(
             owner=owner,
             stores=stores,
@@ -295,6 +309,17 @@ async def a_world(
             results=results,
             sweeper=sweeper,
             events=EventBrowser(store=stores.events, executions=stores.executions, clock=clock),
+            replay_runner=replay_runner,
+            replays=ReplaySessions(
+                store=stores.replay.sessions,
+                source=stores.replay.source,
+                index=stores.replay.index,
+                histories=stores.replay.histories,
+                files=stores.replay.files,
+                runner=replay_runner,
+                clock=clock,
+                ids=ids,
+            ),
             queries=queries,
             submissions=Submissions(
                 flow=flow,

@@ -53,6 +53,7 @@ def the_parts() -> dict[Role, roles.RoleParts]:
         sweeper=anything,
         retention=anything,
         events=anything,
+        replays=anything,
     )
 
 

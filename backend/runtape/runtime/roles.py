@@ -12,6 +12,7 @@ from runtape.application.admission import Admission
 from runtape.application.events import EventBrowser
 from runtape.application.flow import Handler, Subscription, Subscriptions
 from runtape.application.monitoring import PodMonitor
+from runtape.application.replay_runner import ReplayRunner
 from runtape.application.retention import Retention
 from runtape.application.running import Worker
 from runtape.application.storing import ResultProcessor
@@ -42,16 +43,21 @@ class Role(StrEnum):
     POD_MONITOR = "pod_monitor"
     RESULT_PROCESSOR = "result_processor"
     EVENT_STORE = "event_store"
+    REPLAY = "replay"
 
 
 @dataclass(frozen=True, slots=True)
 class RoleParts:
-    """What a role consists of.  `handlers` by message type; `tasks` run until they are cancelled."""
+    """What a role consists of.  `handlers` by message type; `tasks` run until they are cancelled.
+
+    `replays` are the types whose handler may have messages that are replayed: it does what twice is the same.
+    """
 
     group: str
     topics: tuple[str, ...]
     handlers: dict[str, Handler]
     tasks: tuple[Callable[[], Coroutine[object, object, None]], ...] = ()
+    replays: frozenset[str] = frozenset()
 
 
 def parts(
@@ -63,6 +69,7 @@ def parts(
     sweeper: Sweeper,
     retention: Retention,
     events: EventBrowser,
+    replays: ReplayRunner,
 ) -> dict[Role, RoleParts]:
     """Return the parts of every role.
 
@@ -95,6 +102,7 @@ def parts(
         ),
         Role.POD_MONITOR: RoleParts("pod-monitor", (), {}, (monitor.watch,)),
         Role.EVENT_STORE: RoleParts("event-store", (), {}, (events.keep_index,)),
+        Role.REPLAY: RoleParts("replay", (), {}, (replays.run,)),
     }
 
 

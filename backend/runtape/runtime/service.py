@@ -19,6 +19,7 @@ from runtape.application.flow import Flow, Tasks
 from runtape.application.health import Health
 from runtape.application.identity import Identity
 from runtape.application.monitoring import PodMonitor
+from runtape.application.replay_runner import ReplayRunner
 from runtape.application.retention import Retention
 from runtape.application.running import Worker
 from runtape.application.runtimes import RuntimeCatalogue
@@ -73,6 +74,7 @@ class Service:
             sweeper=sweeper,
             retention=await get(Retention),
             events=await get(EventBrowser),
+            replays=await get(ReplayRunner),
         )
         flow.subscribe(roles.subscriptions(list(parts.values())))
         event_log = await get(EventLog)
@@ -94,6 +96,7 @@ class Service:
                     dead_letters=dead_letters,
                     tasks=tasks,
                     at_once=self.settings.flow.at_once,
+                    replays=part.replays,
                 )
                 tasks.keep(consumer.run, f"{part.group}.consume")
             if role is not Role.POD_MONITOR:

@@ -128,7 +128,7 @@ class StreamSettings(_Section):
 
 
 class RetentionSettings(_Section):
-    """How long things are kept, in days since the execution was accepted or the event happened; unset: for ever."""
+    """How long things are kept, in days since an execution was accepted, else since it happened; unset: for ever."""
 
     executions_days: float | None = Field(default=90.0, gt=0, description="ended executions with their results")
     tapes_days: float | None = Field(default=30.0, gt=0, description="what executions have printed")
@@ -136,6 +136,7 @@ class RetentionSettings(_Section):
     dead_letters_days: float | None = Field(
         default=30.0, gt=0, description="dead letters: open ones are discarded then, and resolved ones removed"
     )
+    replays_days: float | None = Field(default=7.0, gt=0, description="replay sessions that ended, with their files")
 
 
 class FlowSettings(_Section):

@@ -18,6 +18,10 @@ from runtape.application.health import Health
 from runtape.application.identity import Identity
 from runtape.application.monitoring import PodMonitor
 from runtape.application.queries import Queries
+from runtape.application.replay_runner import ReplayRunner
+from runtape.application.replay_steps import Steps
+from runtape.application.replay_stream import ReplayStreams
+from runtape.application.replaying import ExpiredReplaySessions, ReplaySessions
 from runtape.application.running import Worker
 from runtape.application.runtimes import RuntimeCatalogue
 from runtape.application.sagas import Sagas
@@ -34,6 +38,7 @@ from runtape.ports.identity import IdentityStore, PasswordHasher
 from runtape.ports.live import LiveFeed
 from runtape.ports.log import EventLog
 from runtape.ports.pod_runtime import PodRuntime
+from runtape.ports.replay import ReplaySessionStore
 from runtape.ports.stores import BlobStore, ExecutionStore, SagaStore, TapeStore, UnitOfWork
 from runtape.ports.tracing import StepSpans
 from runtape.runtime.settings import Settings
@@ -67,6 +72,10 @@ class ApplicationProvider(Provider):
     events = provide(EventBrowser)
     dead_letters = provide(DeadLetters)
     dead_letter_queries = provide(DeadLetterQueries)
+    replay_steps = provide(Steps)
+    replay_runner = provide(ReplayRunner)
+    replay_sessions = provide(ReplaySessions)
+    expired_replays = provide(ExpiredReplaySessions)
 
     @provide
     def identity(self, store: IdentityStore, hasher: PasswordHasher, clock: Clock, ids: Ids) -> Identity:
@@ -122,6 +131,10 @@ class ApplicationProvider(Provider):
             clock=clock,
             heartbeat_s=settings.streams.heartbeat_s,
         )
+
+    @provide
+    def replay_streams(self, settings: Settings, store: ReplaySessionStore, feed: LiveFeed) -> ReplayStreams:
+        return ReplayStreams(store=store, feed=feed, heartbeat_s=settings.streams.heartbeat_s)
 
     @provide
     def flow(

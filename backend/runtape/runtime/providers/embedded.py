@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from datetime import timedelta
 
-from dishka import Provider, Scope, provide
+from dishka import AnyOf, Provider, Scope, provide
 
 from runtape.adapters.embedded import identity_store, schema
 from runtape.adapters.embedded.admission import InMemoryAdmissionQueue
@@ -11,16 +11,21 @@ from runtape.adapters.embedded.clock import SystemClock, Uuid7Ids
 from runtape.adapters.embedded.database import Database
 from runtape.adapters.embedded.dead_letters import SqliteDeadLetterStore
 from runtape.adapters.embedded.documents import SqliteExecutionStore, SqliteSagaStore, SqliteUnitOfWork
+from runtape.adapters.embedded.event_source import SqliteEventSource
 from runtape.adapters.embedded.event_store import SqliteEventStore
 from runtape.adapters.embedded.gate_store import SqliteGateStore
+from runtape.adapters.embedded.histories import SqliteDocumentHistories
 from runtape.adapters.embedded.identity_store import SqliteIdentityStore
 from runtape.adapters.embedded.live_feed import InProcessLiveFeed
 from runtape.adapters.embedded.log import SqliteEventLog
 from runtape.adapters.embedded.passwords import Argon2Hasher
 from runtape.adapters.embedded.rate_limiter import GcraRateLimiter
+from runtape.adapters.embedded.replay_files import FolderReplayFiles
+from runtape.adapters.embedded.replay_store import SqliteReplaySessionStore
 from runtape.adapters.embedded.retention import ExpiredEvents, ExpiredExecutions, ExpiredTapes
 from runtape.adapters.embedded.tape import SqliteBlobStore, SqliteTapeStore
 from runtape.application.dead_letters import DeadLetters
+from runtape.application.replaying import ExpiredReplaySessions
 from runtape.application.retention import Retention, RetentionRule
 from runtape.ports.admission import AdmissionQueue, GateStore
 from runtape.ports.clock import Clock, Ids
@@ -30,11 +35,13 @@ from runtape.ports.identity import IdentityStore, PasswordHasher
 from runtape.ports.limits import RateLimiter
 from runtape.ports.live import LiveFeed
 from runtape.ports.log import EventLog
+from runtape.ports.replay import DocumentHistories, EventIndex, EventSource, ReplayFiles, ReplaySessionStore
 from runtape.ports.retention import Expirable
 from runtape.ports.stores import BlobStore, ExecutionStore, SagaStore, TapeStore, UnitOfWork
 from runtape.runtime.settings import Settings
 
 DATABASE_FILE = "runtape.db"
+REPLAYS_FOLDER = "replays"
 
 
 class EmbeddedProvider(Provider):
@@ -51,6 +58,9 @@ class EmbeddedProvider(Provider):
     tape = provide(SqliteTapeStore, provides=TapeStore)
     blobs = provide(SqliteBlobStore, provides=BlobStore)
     events = provide(SqliteEventStore, provides=EventStore)
+    event_source = provide(SqliteEventSource, provides=AnyOf[EventSource, EventIndex])
+    histories = provide(SqliteDocumentHistories, provides=DocumentHistories)
+    replay_sessions = provide(SqliteReplaySessionStore, provides=ReplaySessionStore)
     identities = provide(SqliteIdentityStore, provides=IdentityStore)
     gates = provide(SqliteGateStore, provides=GateStore)
     dead_letters = provide(SqliteDeadLetterStore, provides=DeadLetterStore)
@@ -59,6 +69,10 @@ class EmbeddedProvider(Provider):
     @provide
     def hasher(self) -> PasswordHasher:
         return Argon2Hasher()
+
+    @provide
+    def replay_files(self, settings: Settings) -> ReplayFiles:
+        return FolderReplayFiles(settings.data / REPLAYS_FOLDER)
 
     @provide
     def limiter(self, clock: Clock) -> RateLimiter:
@@ -91,6 +105,7 @@ class EmbeddedProvider(Provider):
         executions: SqliteExecutionStore,
         events: EventStore,
         dead_letters: DeadLetters,
+        replays: ExpiredReplaySessions,
         clock: Clock,
     ) -> Retention:
         keep = settings.retention
@@ -100,6 +115,7 @@ class EmbeddedProvider(Provider):
             ("events", ExpiredEvents(database), keep.events_days),
             ("archived_events", events, keep.events_days),
             ("dead_letters", dead_letters, keep.dead_letters_days),
+            ("replays", replays, keep.replays_days),
         )
         rules = [RetentionRule(name, kind, timedelta(days=days) if days else None) for name, kind, days in kinds]
         return Retention(rules=rules, clock=clock)
