@@ -2,7 +2,7 @@
 
 Each line on standard input lets the programs go on that wait for the name on it (`wait NAME`).  ``sandbox broken``
 and ``sandbox mended`` decide what the readiness of the sandbox is; ``watched?`` asks for the line ``unwatched`` on
-standard output once no stream is subscribed to anything.
+standard output once no stream is subscribed to anything, and ``pods?`` for how many pods have ever been started.
 """
 
 import asyncio
@@ -62,6 +62,8 @@ class Pods(SimulatedPodRuntime):
                 self._broken = line == b"sandbox broken"
             elif line == b"watched?":
                 self._feed.ask()
+            elif line == b"pods?":
+                print(f"pods {len(self.started)}", flush=True)
             else:
                 self.let(line.decode())
 

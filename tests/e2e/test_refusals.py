@@ -61,6 +61,16 @@ PATHS = {
     "/admin/events/stats": {"GET", "DELETE"},
     "/admin/events/archive": {"GET", "DELETE"},
     "/admin/events/export/csv": {"GET"},
+    "/admin/events/replay": {"POST", "GET", "DELETE"},
+    "/admin/replay/sessions": {"GET", "POST"},
+    "/admin/replay/sessions/x": {"GET", "DELETE"},
+    "/admin/replay/sessions/x/start": {"POST"},
+    "/admin/replay/sessions/x/pause": {"POST"},
+    "/admin/replay/sessions/x/resume": {"POST"},
+    "/admin/replay/sessions/x/cancel": {"POST"},
+    "/admin/replay/sessions/x/status": {"GET"},
+    "/admin/replay/sessions/x/download": {"GET"},
+    "/admin/rebuild": {"POST"},
 }
 
 

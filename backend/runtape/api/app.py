@@ -14,6 +14,7 @@ from runtape.api.raw import RawRoutes
 from runtape.api.routers import (
     admin_events,
     admin_executions,
+    admin_replay,
     api_keys,
     auth,
     catalog,
@@ -52,6 +53,7 @@ def make_fastapi(container: AsyncContainer | None) -> FastAPI:
         sagas,
         admin_executions,
         admin_events,
+        admin_replay,
         dead_letters,
         catalog,
         health,

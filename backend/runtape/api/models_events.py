@@ -48,7 +48,13 @@ def position_of(cursor: str | None) -> EventPosition | None:
     return EventPosition(_EPOCH + int(found[1]) * _MICROSECOND, int(found[2]))
 
 
-def _known(name: str) -> str:
+def type_named(name: str) -> str:
+    """Return the log's name of the type that the API calls `name`."""
+    return _TYPES[name]
+
+
+def known_type(name: str) -> str:
+    """Return `name` if the API has a type of that name.  Raises: ValueError."""
     if name not in _TYPES:
         raise ValueError(f"there is no event type of that name (have: {', '.join(_TYPES)})")
     return name
@@ -59,7 +65,7 @@ class EventFilters(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    event_types: list[Annotated[str, AfterValidator(_known)]] = Field(
+    event_types: list[Annotated[str, AfterValidator(known_type)]] = Field(
         default=[], max_length=len(_TYPES), examples=[["execution_failed", "execution_timeout"]]
     )
     execution_id: str | None = Field(default=None, max_length=200, examples=[EXECUTION_EXAMPLE])

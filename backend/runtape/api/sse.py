@@ -5,13 +5,14 @@ A raw route costs a quarter of the memory per stream and a tenth of the CPU per 
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 
-from starlette.types import Message, Receive, Send
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from runtape.application.streaming import HEARTBEAT, Batch, Confirm, Cursor, Frame, Streams
 from runtape.domain.ids import ExecutionId
-from runtape.ports.live import SubscriptionClosed
+from runtape.ports.live import Subscription, SubscriptionClosed
 
 MEDIA_TYPE = b"text/event-stream"
 SEND_TIMEOUT_S = 30.0
@@ -79,28 +80,49 @@ class EventStreams:
         The request's body has been received.
         """
         stream, subscription = self._streams.open(execution_id, cursor, confirm)
-        # The server tells a client's leaving through `receive` alone; closing the subscription ends the stream.
-        gone = asyncio.ensure_future(_disconnected(receive))
-        gone.add_done_callback(lambda _: subscription.close())
-        try:
-            await send({"type": "http.response.start", "status": 200, "headers": [*_HEADERS, *headers]})
-            async for batch in stream.batches():
-                for data, more in writes(batch):
-                    await self._send(send, {"type": "http.response.body", "body": data, "more_body": more})
-                if gone.done():
-                    return
-        except (SubscriptionClosed, TimeoutError):
-            return
-        except asyncio.CancelledError:
-            # The server ends so what is left when a shutdown's grace is over: a client that takes nothing more.
-            return
-        finally:
-            gone.cancel()
-            subscription.close()
+        await serve_frames(stream.batches(), subscription, receive, send, self._send_timeout_s, headers)
 
-    async def _send(self, send: Send, message: Message) -> None:
-        async with asyncio.timeout(self._send_timeout_s):
-            await send(message)
+
+class FrameResponse(Response):
+    """Frames as the answer of a FastAPI route; `subscription` is closed with it."""
+
+    def __init__(self, batches: AsyncIterator[Batch], subscription: Subscription) -> None:
+        super().__init__(media_type=MEDIA_TYPE.decode())
+        self._batches = batches
+        self._subscription = subscription
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await serve_frames(self._batches, self._subscription, receive, send, SEND_TIMEOUT_S)
+
+
+async def serve_frames(
+    batches: AsyncIterator[Batch],
+    subscription: Subscription,
+    receive: Receive,
+    send: Send,
+    send_timeout_s: float,
+    headers: Iterable[tuple[bytes, bytes]] = (),
+) -> None:
+    """Send `batches`, which wait on `subscription`, until they end, the client leaves or stops reading, or we stop."""
+    # The server tells a client's leaving through `receive` alone; closing the subscription ends the stream.
+    gone = asyncio.ensure_future(_disconnected(receive))
+    gone.add_done_callback(lambda _: subscription.close())
+    try:
+        await send({"type": "http.response.start", "status": 200, "headers": [*_HEADERS, *headers]})
+        async for batch in batches:
+            for data, more in writes(batch):
+                async with asyncio.timeout(send_timeout_s):
+                    await send({"type": "http.response.body", "body": data, "more_body": more})
+            if gone.done():
+                return
+    except (SubscriptionClosed, TimeoutError):
+        return
+    except asyncio.CancelledError:
+        # The server ends so what is left when a shutdown's grace is over: a client that takes nothing more.
+        return
+    finally:
+        gone.cancel()
+        subscription.close()
 
 
 async def _disconnected(receive: Receive) -> None:
