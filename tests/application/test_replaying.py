@@ -15,6 +15,7 @@ from runtape.domain.events import EXECUTION_EVENTS, POD_COMMANDS, Message
 from runtape.domain.ids import ExecutionId
 from runtape.domain.replay import Pace, ReplaySession, ReplaySessionId, Selection, SessionStatus, Target
 from runtape.ports.errors import Transient
+from runtape.ports.log import Delivery
 from runtape.ports.replay import EventSlice, EventSource, ReplayedMessage, ReplayFiles, ReplaySessionStore
 from tests.application.world import PATIENCE_S, World, a_world
 from tests.clocks import ManualClock
@@ -74,6 +75,7 @@ async def deliveries(world: World) -> list[tuple[Message, str | None]]:
     await world.until_stored(marker)
     async with asyncio.timeout(PATIENCE_S):
         async for delivery in world.stores.log.consume(f"test-{marker}", (EXECUTION_EVENTS, POD_COMMANDS)):
+            assert isinstance(delivery, Delivery)
             if delivery.message.execution_id == marker:
                 break
             found.append((delivery.message, delivery.replayed_by))
