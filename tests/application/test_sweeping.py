@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from runtape.domain import execution as executions
-from runtape.domain.events import ExecutionEvent, StoredResult
+from runtape.domain.events import ExecutionEvent, Priority, StoredResult
 from runtape.domain.execution import LEASE_GRACE, Execution, OnInterrupt, evolve_all
 from runtape.domain.ids import ExecutionId
 from runtape.domain.outcome import Status
@@ -279,6 +279,24 @@ async def test_an_attempt_whose_lease_was_extended_meanwhile_is_left_alone(slow:
     await world.sweeper.sweep()
     world.pods.let("go")
     assert (await world.until_stored(execution_id)).attempt == 1
+
+
+async def test_places_that_nobody_gave_back_are_free_again(world: World) -> None:
+    """The effects that would have released them were lost with an answer, and one grant before it was stored."""
+    await leave(world, over(started(waiting())), saga_at(SagaStep.DONE))
+    waits = ExecutionId("two")
+    await leave(
+        world, requested(an_execution(waits, script=SCRIPT)), replace(saga_at(SagaStep.QUEUE), execution_id=waits)
+    )
+    held = [Entry(each, saga_at(SagaStep.QUEUE).project_id, "python", Priority.NORMAL) for each in (EXECUTION, waits)]
+    await world.queue.restore(held, admitted=True)
+    await world.sweeper.sweep()
+    assert len(await world.queue.held(-1)) == 2, "their sagas may be on their way"
+    world.clock.advance(11)
+    await world.sweeper.sweep()
+    await world.until_stored(waits)
+    await world.until_quiet()
+    await assert_places_are_free(world)
 
 
 async def test_an_execution_that_started_since_it_was_found_overdue_is_left_alone(slow: tuple[World, Stale]) -> None:

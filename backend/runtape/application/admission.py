@@ -24,6 +24,8 @@ GROUP = "saga-orchestrator"
 
 RESTORE_PAGE = 500
 ADMIT_TRIES = 8
+GRANT_S = 10.0
+"""How long a place may be held before the saga that it was given to has to say so."""
 
 TELLING_INTERVAL_S = 0.5
 TOLD = 100
@@ -131,6 +133,18 @@ class Admission:
         else:
             await self._queue.enqueue(entry)
             await self.admit_waiting()
+
+    async def reconcile(self) -> None:
+        """Give places back whose sagas hold none, and carry out grants that were lost.
+
+        What frees a place is an effect: it is lost with its process, or with the answer to the commit before it.
+        """
+        for execution_id in await self._queue.held(GRANT_S):
+            saga = await self._sagas.get(execution_id)
+            if saga is not None and saga.step is SagaStep.QUEUE:
+                await self.requeue(saga)
+            elif saga is None or not saga.admitted:
+                await self._passing_on(execution_id)()
 
     async def restart(self, execution_id: ExecutionId, attempt: int) -> None:
         """Ask for `attempt`, whose ``execution.restarted`` was lost."""

@@ -128,6 +128,7 @@ class Sweeper:
             for saga in unseen:
                 seen.add(saga.execution_id)
                 await self._apart(self._admission.check(saga.execution_id), saga)
+        await self._admission.reconcile()
 
     async def _apart(self, work: Coroutine[object, object, None], document: Execution | Saga) -> None:
         try:

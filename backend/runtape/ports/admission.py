@@ -125,6 +125,10 @@ class AdmissionQueue(Protocol):
         """Admit whoever may run now and return them, in order."""
         ...
 
+    async def held(self, longer_than_s: float) -> Sequence[ExecutionId]:
+        """Return who has had a place among the running for longer than that."""
+        ...
+
     async def place(self, execution_id: ExecutionId) -> Place | None:
         """Return where `execution_id` stands in the queue, about; None when it does not wait."""
         ...

@@ -90,6 +90,20 @@ class AdmissionContract(ABC):
         assert await queue.offer(second)
         assert not await queue.offer(an_entry())
 
+    async def test_who_has_had_a_place_for_long_is_told(self) -> None:
+        clock = ManualClock()
+        queue = self.make(a_capacity(running=2), clock)
+        first, second = an_entry(), an_entry()
+        await queue.offer(first)
+        clock.advance(10)
+        await queue.offer(second)
+        await self.waiting(queue, an_entry())
+        clock.advance(1)
+        assert list(await queue.held(10)) == [first.execution_id]
+        assert list(await queue.held(0.5)) == [first.execution_id, second.execution_id]
+        await queue.release(first.execution_id)
+        assert list(await queue.held(10)) == []
+
     async def test_the_queue_is_rebuilt_without_admitting_anybody(self) -> None:
         queue = self.make(a_capacity(running=2), ManualClock())
         held = [an_entry() for _ in range(2)]

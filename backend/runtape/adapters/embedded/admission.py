@@ -137,6 +137,10 @@ class InMemoryAdmissionQueue:
             granted.append(entry)
         return granted
 
+    async def held(self, longer_than_s: float) -> Sequence[ExecutionId]:
+        since_s = self._clock.monotonic_s() - longer_than_s
+        return [execution_id for execution_id, (_, at_s) in self._running.items() if at_s < since_s]
+
     async def place(self, execution_id: ExecutionId) -> Place | None:
         self._age()
         standing = self._waiting.get(execution_id)
