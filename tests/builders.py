@@ -7,7 +7,7 @@ from typing import Any
 from runtape.domain import execution as executions
 from runtape.domain.artifact import NO_ARTIFACTS, Artifact, Artifacts
 from runtape.domain.dead_letter import RawMessage
-from runtape.domain.events import POD_COMMANDS
+from runtape.domain.events import POD_COMMANDS, ExecutionEvent
 from runtape.domain.execution import Execution, Idempotency, OnInterrupt, SourceRef, Spec, evolve_all
 from runtape.domain.identity import CredentialKind, Principal, Role, Scope, scopes_of
 from runtape.domain.ids import ExecutionId, ProjectId, UserId
@@ -83,6 +83,9 @@ def ended(
     """Return an execution whose live attempt ended with `outcome`."""
     execution = execution or started()
     at = START + timedelta(seconds=2)
+    if outcome.kind is OutcomeKind.CANCELLED:
+        asked = executions.cancel(execution, "alice", None, at)
+        execution = evolve_all(execution, [each for each in asked if isinstance(each, ExecutionEvent)])
     events = executions.finish(execution, execution.attempt, outcome, Usage(), last_seq, at, artifacts=artifacts)
     return evolve_all(execution, events)
 

@@ -92,7 +92,7 @@ async def test_a_tape_that_cannot_be_written_for_a_moment_loses_nothing(folder: 
         assert await world.printed(execution_id) == b"a\nb\n"
 
 
-async def test_a_tape_that_stays_unwritable_ends_the_program_and_the_loss_is_told(folder: Path) -> None:
+async def test_a_tape_that_stays_unwritable_ends_each_attempt_and_the_loss_is_told(folder: Path) -> None:
     class Broken(Wrapped):
         async def append(self, key: PodKey, records: Sequence[Record]) -> None:
             raise Permanent("the tape was made by a newer version")
@@ -102,6 +102,7 @@ async def test_a_tape_that_stays_unwritable_ends_the_program_and_the_loss_is_tol
         execution = await world.until_stored(await world.submit("print a\nwait never"))
         assert execution.outcome is not None
         assert (execution.outcome.kind, execution.outcome.reason) == (OutcomeKind.SANDBOX_ERROR, "output_lost")
+        assert (execution.attempt, execution.last_seq) == (3, 0)
         await world.until_quiet()
         assert await world.pods.list() == []
 
@@ -141,6 +142,100 @@ async def test_a_worker_that_breaks_while_it_starts_does_not_hold_its_lease_for_
         await world.sweeper.sweep()
         world.pods.let("go")  # not before: the end of the first attempt, whose output nobody took, is none to wait for
         assert (await world.until_stored(execution_id)).status == "completed"
+
+
+async def test_a_look_at_the_document_that_fails_for_a_moment_loses_no_output(folder: Path) -> None:
+    """It is looked at once the program runs: giving up there would leave what it prints to nobody."""
+
+    class Hesitant(Wrapped):
+        failures = 0
+
+        async def get(self, execution_id: Any) -> Any:
+            if self.failures:
+                self.failures -= 1
+                raise Transient("busy")
+            return await self.inner.get(execution_id)
+
+    class Starting(Wrapped):
+        async def start(self, spec: PodSpec, attempt: int, lease_expires_at: datetime) -> None:
+            await self.inner.start(spec, attempt, lease_expires_at)
+            store.failures = 2
+
+    def wrap(stores: Any) -> Any:
+        nonlocal store
+        store = Hesitant(stores.executions)
+        return replace(stores, executions=store)
+
+    store = Hesitant(None)
+    async with a_world(folder, wrap=wrap, wrap_pods=Starting) as world:
+        await world.start()
+        execution = await world.until_stored(await world.submit("print a"))
+        assert (execution.status, execution.attempt, execution.last_seq) == ("completed", 1, 1)
+
+
+async def test_a_program_whose_lease_ran_out_before_its_start_is_not_started(folder: Path) -> None:
+    """The process stood still in between: somebody else may run the next attempt by now."""
+
+    class Standing(Wrapped):
+        async def start(self, spec: PodSpec, attempt: int, lease_expires_at: datetime) -> None:
+            if attempt == 1:
+                world.clock.advance(31)
+                raise Transient("busy")
+            await self.inner.start(spec, attempt, lease_expires_at)
+
+    async with a_world(folder, wrap_pods=Standing) as world:
+        await world.start()
+        assert (await world.until_stored(await world.submit())).attempt == 2
+        assert [key.attempt for key in world.pods.started] == [2]
+
+
+async def test_an_end_whose_output_nobody_recorded_is_a_lost_attempt(folder: Path) -> None:
+    """The recorder is gone, and with it the bytes: another attempt prints them again."""
+
+    class Deaf(Wrapped):
+        async def append(self, key: PodKey, records: Sequence[Record]) -> None:
+            if key.attempt == 1:
+                raise RuntimeError("the recorder breaks")
+            await self.inner.append(key, records)
+
+    async with a_world(folder, wrap=lambda s: replace(s, tape=Deaf(s.tape)), expect_failures=True) as world:
+        await world.start()
+        execution = await world.until_stored(await world.submit("print a"))
+        assert (execution.status, execution.attempt) == ("completed", 2)
+        assert await world.printed(execution.id, 2) == b"a\n"
+
+
+async def test_pods_whose_removal_or_kill_was_lost_are_looked_after(folder: Path) -> None:
+    class Losing(Wrapped):
+        loses = True
+
+        async def remove(self, key: PodKey) -> None:
+            if not self.loses:
+                await self.inner.remove(key)
+
+        async def kill(self, key: PodKey) -> None:
+            if not self.loses:
+                await self.inner.kill(key)
+
+    def wrap(pods: Any) -> Any:
+        nonlocal runtime
+        runtime = Losing(pods)
+        return runtime
+
+    runtime = Losing(None)
+    async with a_world(folder, wrap_pods=wrap) as world:
+        await world.start()
+        over, running, cancelled = [await world.submit(script) for script in ("print a", "wait go", "wait never")]
+        await world.until_stored(over)
+        await world.until_started(PodKey(cancelled, 1))
+        await world.submissions.cancel(ALICE, cancelled, None)
+        await world.until_quiet()
+        assert set(await world.pods.list()) == {PodKey(each, 1) for each in (over, running, cancelled)}
+        runtime.loses = False
+        await world.worker.tidy_up()
+        assert (await world.until_stored(cancelled)).status == "cancelled"
+        await world.until_quiet()
+        assert await world.pods.list() == [PodKey(running, 1)]
 
 
 async def test_reader_that_is_ahead_of_the_tapes_summary_is_sent_nothing_twice(folder: Path) -> None:

@@ -16,9 +16,9 @@ from runtape.domain.outcome import Status
 from runtape.domain.saga import Saga, SagaStep
 from runtape.ports.admission import Entry
 from runtape.ports.pod_runtime import PodKey
-from runtape.ports.stores import ExecutionStore
+from runtape.ports.stores import NEVER, ExecutionStore, TapeSealed
 from tests.application.world import CAPACITY, World, a_world
-from tests.builders import EXECUTION, LOST, an_execution, ended, records, requested, started
+from tests.builders import EXECUTION, LOST, OWNER, an_execution, ended, records, requested, started
 from tests.clocks import START, CountingIds
 from tests.contract.embedded.basic import quick_place
 from tests.contract.suites.stores import change, over, saga_of
@@ -251,9 +251,9 @@ class Stale:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
-    async def due(self, before: datetime, limit: int) -> Sequence[Execution]:
+    async def due(self, before: datetime, limit: int, beyond: datetime = NEVER) -> Sequence[Execution]:
         answers, self.answers = self.answers, []
-        return answers or await self._inner.due(before, limit)
+        return answers or await self._inner.due(before, limit, beyond)
 
 
 @pytest.fixture
@@ -273,12 +273,70 @@ async def test_an_attempt_whose_lease_was_extended_meanwhile_is_left_alone(slow:
     world, stale = slow
     execution_id = await world.submit("wait go\nprint done")
     running = await world.until_status(execution_id, "running")
+    await world.until_started(PodKey(execution_id, 1))
     world.clock.advance(40)
     await world.stores.executions.extend_lease([PodKey(execution_id, 1)], world.owner, world.clock.now() + LEASE_GRACE)
-    stale.answers = [running]
-    await world.sweeper.sweep()
+    for _ in range(2):
+        stale.answers = [running]
+        await world.sweeper.sweep()
+        world.clock.advance(40)
     world.pods.let("go")
     assert (await world.until_stored(execution_id)).attempt == 1
+
+
+@pytest.mark.parametrize("seconds", [3600, -3600])
+async def test_an_attempt_whose_lease_is_extended_outlives_any_jump_of_the_wall_clock(
+    world: World, seconds: float
+) -> None:
+    execution_id = await world.submit("wait go\nprint done")
+    await world.until_started(PodKey(execution_id, 1))
+    world.clock.jump(seconds)
+    for _ in range(12):
+        await world.sweeper.sweep()
+        world.clock.advance(10)
+        await world.stores.executions.extend_lease([PodKey(execution_id, 1)], world.owner, world.clock.now())
+    world.pods.let("go")
+    assert (await world.until_stored(execution_id)).attempt == 1
+
+
+async def test_a_lease_that_nobody_extends_ends_in_its_own_time_wherever_its_end_was_written(world: World) -> None:
+    world.clock.jump(3600)
+    await leave(world, started(waiting()), saga_at(SagaStep.MONITOR))
+    await world.stores.executions.extend_lease([KEY], OWNER, world.clock.now() + timedelta(hours=1))
+    world.clock.jump(-3600)
+    await world.sweeper.sweep()
+    world.clock.advance(34)
+    await world.sweeper.sweep()
+    assert (await world.get(EXECUTION)).attempt == 1, "it may be alive"
+    world.clock.advance(1)
+    await world.sweeper.sweep()
+    await assert_over(world, AGAIN, 2)
+
+
+async def test_a_process_that_is_not_alone_leaves_the_attempts_of_others_to_their_leases(folder: Path) -> None:
+    async with a_world(folder) as world:
+        await leave(world, started(waiting()), saga_at(SagaStep.MONITOR))
+        await world.sweeper.recover("worker-2", alone=False)
+        assert (await world.get(EXECUTION)).version == 2
+
+
+async def test_what_a_lost_attempt_prints_later_is_on_no_tape_and_in_no_stream(world: World) -> None:
+    """Its recorder stood still while its lease ran out, and goes on after the next attempt has begun."""
+    execution_id = await world.submit("print a\nwait go\nprint b")
+    execution = await world.until_status(execution_id, "running")
+    key = PodKey(execution_id, 1)
+
+    async def recorded() -> bool:
+        return await world.printed(execution_id) == b"a\n"
+
+    await world.until(recorded)
+    assert execution.lease is not None
+    await world.monitor.interrupt(execution_id, 1, "lease_expired")
+    with pytest.raises(TapeSealed):
+        await world.stores.tape.append(key, records("late", first_seq=2))
+    world.pods.let("go")
+    assert (await world.until_stored(execution_id)).attempt == 2
+    assert await world.printed(execution_id) == b"a\n"
 
 
 async def test_places_that_nobody_gave_back_are_free_again(world: World) -> None:
@@ -288,7 +346,8 @@ async def test_places_that_nobody_gave_back_are_free_again(world: World) -> None
     await leave(
         world, requested(an_execution(waits, script=SCRIPT)), replace(saga_at(SagaStep.QUEUE), execution_id=waits)
     )
-    held = [Entry(each, saga_at(SagaStep.QUEUE).project_id, "python", Priority.NORMAL) for each in (EXECUTION, waits)]
+    project_id = saga_at(SagaStep.QUEUE).project_id
+    held = [Entry(each, project_id, "python", Priority.NORMAL, START) for each in (EXECUTION, waits)]
     await world.queue.restore(held, admitted=True)
     await world.sweeper.sweep()
     assert len(await world.queue.held(-1)) == 2, "their sagas may be on their way"

@@ -1,6 +1,7 @@
 """The state machine of an execution, case by case."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -77,8 +78,9 @@ def test_nothing_starts_but_the_next_attempt_of_a_queued_execution(make: Callabl
 def test_each_kind_of_outcome_has_its_event_and_status(
     kind: OutcomeKind, event: type[ExecutionEvent], status: Status
 ) -> None:
-    (told,) = executions.finish(started(), 1, Outcome(kind=kind), Usage(wall_ns=7), 4, LATER)
-    execution = evolve(started(), told)
+    live = cancelling() if kind is OutcomeKind.CANCELLED else started()
+    (told,) = executions.finish(live, 1, Outcome(kind=kind), Usage(wall_ns=7), 4, LATER)
+    execution = evolve(live, told)
     assert type(told) is event
     assert (execution.status, execution.last_seq, execution.usage) == (status, 4, Usage(wall_ns=7))
     assert (execution.lease, execution.due_at) == (None, LATER + RESULT_DUE)
@@ -155,14 +157,22 @@ def test_what_has_ended_cannot_be_cancelled(make: Callable[[], Execution]) -> No
         executions.cancel(make(), "alice", None, LATER)
 
 
-def test_an_attempt_expires_only_when_its_lease_and_the_grace_are_over() -> None:
+def test_an_attempt_expires_only_while_it_holds_the_lease_that_ran_out() -> None:
     execution = started(seconds=0)
-    over = START + LEASE_TTL + LEASE_GRACE
-    assert executions.expire(execution, 1, 0, over - timedelta(microseconds=1)) == []
-    (event,) = executions.expire(execution, 1, 0, over)
+    assert execution.lease is not None
+    extended = replace(execution, lease=replace(execution.lease, expires_at=LATER))
+    (event,) = executions.expire(execution, execution.lease, 0, LATER)
     assert isinstance(event, ExecutionRestarted)
     assert event.reason == "lease_expired"
-    assert executions.expire(requested(), 1, 0, over) == []
+    assert executions.expire(extended, execution.lease, 0, LATER) == []
+    assert executions.expire(requested(), execution.lease, 0, LATER) == []
+
+
+def test_a_program_that_was_killed_although_nobody_asked_for_it_is_run_again() -> None:
+    killed = Outcome(kind=OutcomeKind.CANCELLED, reason="cancelled")
+    (event,) = executions.finish(started(), 1, killed, Usage(), 4, LATER)
+    assert isinstance(event, ExecutionRestarted)
+    assert event.reason == "killed"
 
 
 @pytest.mark.parametrize("make", [requested, started, stored])

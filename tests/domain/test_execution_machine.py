@@ -1,6 +1,7 @@
 """Random commands against an execution, compared with a small model of what may have happened."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 
 import hypothesis.strategies as st
@@ -75,9 +76,15 @@ class ExecutionMachine(RuleBasedStateMachine):
     def lose_the_worker(self, attempt: int) -> None:
         self.apply(executions.interrupt(self.execution, attempt, "worker_lost", 0, self.now))
 
-    @rule(attempt=st.integers(0, 4))
-    def expire(self, attempt: int) -> None:
-        self.apply(executions.expire(self.execution, attempt, 0, self.now))
+    @precondition(lambda self: self.execution.lease is not None)
+    @rule(stale=st.booleans())
+    def expire(self, stale: bool) -> None:
+        lease = self.execution.lease
+        assert lease is not None
+        types = self.apply(
+            executions.expire(self.execution, replace(lease, owner="gone") if stale else lease, 0, self.now)
+        )
+        assert bool(types) is not stale
 
     @rule()
     def cancel(self) -> None:

@@ -58,7 +58,8 @@ def start_event() -> ExecutionEvent:
 
 
 def end_event(outcome: Outcome = EXITED, execution: Execution | None = None) -> ExecutionEvent:
-    return the(executions.finish(execution or started(), 1, outcome, Usage(), 0, LATER))
+    execution = execution or replace(started(), cancel_requested=outcome.kind is OutcomeKind.CANCELLED)
+    return the(executions.finish(execution, 1, outcome, Usage(), 0, LATER))
 
 
 def cancel_event() -> ExecutionEvent:

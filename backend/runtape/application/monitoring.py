@@ -1,6 +1,7 @@
 """The pod_monitor's work: tell how each pod ended, and find those that can no longer tell it themselves."""
 
 from collections.abc import Callable
+from datetime import timedelta
 
 import structlog
 
@@ -10,9 +11,10 @@ from runtape.application.retrying import persistently
 from runtape.application.running import Worker
 from runtape.domain import execution as executions
 from runtape.domain.artifact import NO_ARTIFACTS, Artifacts
-from runtape.domain.events import ExecutionEvent
+from runtape.domain.events import ExecutionEvent, Lease
 from runtape.domain.execution import Execution
 from runtape.domain.ids import ExecutionId
+from runtape.domain.outcome import OUTPUT_LOST
 from runtape.ports.clock import Clock
 from runtape.ports.pod_runtime import PodEnded, PodKey, PodRuntime
 from runtape.ports.stores import TapeStore
@@ -46,6 +48,11 @@ class PodMonitor:
         self._ending: set[PodKey] = set()
         """Attempts whose end is known here and not recorded yet."""
 
+    @property
+    def lease_ttl(self) -> timedelta:
+        """How long a lease lasts that is not extended."""
+        return self._worker.lease_ttl
+
     async def watch(self) -> None:
         """Finish every pod that ends; runs until cancelled."""
         async for ended in self._pods.watch():
@@ -63,7 +70,11 @@ class PodMonitor:
     async def _finish(self, ended: PodEnded) -> None:
         # Its tape first, and its files: once the end is stored, a crash would lose what is not in the store yet, and
         # when another attempt follows, streams leave this one behind.
-        await self._tape.reached(ended.key, ended.last_seq)
+        if not await persistently(lambda: self._tape.reached(ended.key, ended.last_seq), "tape.reached"):
+            # Whoever was recording it is gone, and what it printed since with it: it counts as lost.
+            key = ended.key
+            await persistently(lambda: self.interrupt(key.execution_id, key.attempt, OUTPUT_LOST), "finish")
+            return
 
         async def record() -> None:
             # The files again at each try: what nothing refers to is swept away once it is old enough.
@@ -91,27 +102,26 @@ class PodMonitor:
 
     async def interrupt(self, execution_id: ExecutionId, attempt: int, reason: str) -> None:
         """Record that a live attempt is dead and did not tell its outcome."""
-        last_seq = (await self._tape.summary(PodKey(execution_id, attempt))).last_seq
+        # Sealed: a recorder that goes on later would tell readers of another tape than those before it.
+        last_seq = (await self._tape.seal(PodKey(execution_id, attempt))).last_seq
         await self._change(
             execution_id,
             lambda execution: executions.interrupt(execution, attempt, reason, last_seq, self._clock.now()),
         )
 
-    async def expire(self, execution_id: ExecutionId, attempt: int) -> None:
-        """Record that a live attempt is dead because its lease ran out; nothing when it was extended since.
+    async def expire(self, execution_id: ExecutionId, lease: Lease) -> None:
+        """Record that the attempt under `lease`, which ran out, is dead; nothing when it was extended since.
 
         Nor while this process holds the attempt: its pod keeps to the lease by a clock that does not jump, and its end
-        is told here.  By the wall clock alone it would be run again beside itself, or though it had ended.
+        is told here, also when that cannot be recorded for long.
         """
-        key = PodKey(execution_id, attempt)
-        last_seq = (await self._tape.summary(key)).last_seq
-
-        def expired(execution: Execution) -> list[ExecutionEvent]:
-            if self._worker.holds(key) or key in self._ending:
-                return []
-            return executions.expire(execution, attempt, last_seq, self._clock.now())
-
-        await self._change(execution_id, expired)
+        key = PodKey(execution_id, lease.fence)
+        if self._worker.holds(key) or key in self._ending:
+            return
+        last_seq = (await self._tape.seal(key)).last_seq
+        await self._change(
+            execution_id, lambda execution: executions.expire(execution, lease, last_seq, self._clock.now())
+        )
 
     async def _change(self, execution_id: ExecutionId, interrupt: Callable[[Execution], list[ExecutionEvent]]) -> None:
         async def decide(documents: Documents) -> Step:

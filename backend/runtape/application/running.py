@@ -18,11 +18,11 @@ from runtape.application.sources import SourceLibrary
 from runtape.domain import execution as executions
 from runtape.domain.events import ExecutionEvent, ExecutionRestarted, Message, PodCreate, PodKill
 from runtape.domain.execution import Execution
-from runtape.domain.outcome import Outcome, OutcomeKind, Usage
+from runtape.domain.outcome import Outcome, OutcomeKind, Status, Usage
 from runtape.ports.clock import Clock
-from runtape.ports.errors import InfrastructureError, Transient
+from runtape.ports.errors import InfrastructureError, Permanent, Transient
 from runtape.ports.pod_runtime import PodKey, PodRuntime, PodSpec
-from runtape.ports.stores import ExecutionStore, TapeStore
+from runtape.ports.stores import ExecutionStore, TapeSealed, TapeStore
 
 log = structlog.get_logger(__name__)
 
@@ -32,10 +32,12 @@ LEASE_TTL = timedelta(seconds=30)
 LEASE_EXTENSIONS = 3
 """How often a lease is extended in the time that it has."""
 
+TIDY_INTERVAL_S = 10.0
 FLUSH_INTERVAL_S = 0.02
 """The pause after a flush of a pod's output, in which more can gather; none after the first and at the end."""
 
 START_TRIES = 5
+KILL_TRIES = 5
 
 
 class Worker:
@@ -85,7 +87,7 @@ class Worker:
         key = PodKey(message.execution_id, message.attempt)
 
         async def kill() -> None:
-            await self._pods.kill(key)
+            await persistently(lambda: self._pods.kill(key), "pod.kill", KILL_TRIES)
 
         return Step(effects=(kill,))
 
@@ -123,6 +125,24 @@ class Worker:
         """Whether this process is starting the attempt or recording what it prints."""
         return key in self._live
 
+    async def tidy(self) -> None:
+        """Look after pods that a lost message or effect has left behind; runs until cancelled."""
+        while True:
+            await asyncio.sleep(TIDY_INTERVAL_S)
+            try:
+                await self.tidy_up()
+            except Transient as error:
+                log.warning("pods.not_tidied", error=str(error))
+
+    async def tidy_up(self) -> None:
+        """Remove each pod whose attempt is over, and kill those that were cancelled.  Raises: Transient."""
+        for key in await self._pods.list():
+            execution = await self._executions.get(key.execution_id)
+            if execution is None or _is_over(execution, key):
+                await self._pods.remove(key)
+            elif execution.cancel_requested:
+                await self._pods.kill(key)
+
     def ended(self, key: PodKey) -> None:
         """Say that the pod has ended, so that its last output is flushed without waiting."""
         event = self._live.get(key)
@@ -135,10 +155,7 @@ class Worker:
         async def run() -> None:
             try:
                 if await self._start(execution, key):
-                    # A cancellation that was committed before the pod was known here has killed nothing, and nor has
-                    # whoever took the attempt for lost meanwhile.
-                    current = await self._executions.get(execution.id)
-                    if current is None or current.cancel_requested or not current.live or current.attempt > key.attempt:
+                    if not await self._may_run(key):
                         await self._pods.kill(key)
                     await self._record(key)
             finally:
@@ -153,11 +170,21 @@ class Worker:
 
         return start
 
+    async def _may_run(self, key: PodKey) -> bool:
+        """Whether the attempt is still wanted: what was decided before the pod was known here has killed nothing."""
+        try:
+            current = await persistently(lambda: self._executions.get(key.execution_id), "attempt.look_up", START_TRIES)
+        except Transient:
+            return False
+        return current is not None and _is_wanted(current, key)
+
     async def _start(self, execution: Execution, key: PodKey) -> bool:
         lease = execution.lease
         assert lease is not None
 
         async def hand_over() -> None:
+            if self._clock.now() >= lease.expires_at:  # this process stood still: somebody else may have the attempt
+                raise Permanent("the lease has run out before the program was started")
             spec = PodSpec(
                 execution_id=execution.id,
                 lang=execution.spec.lang,
@@ -203,3 +230,17 @@ class Worker:
             # The tape cannot be written at all: end the program rather than lose what it prints.
             log.error("tape.lost", error=str(error))
             await self._pods.kill(key)
+        except TapeSealed as error:
+            log.warning("attempt.lost", error=str(error))
+            await self._pods.kill(key)
+
+
+def _is_over(execution: Execution, key: PodKey) -> bool:
+    """Whether nothing of the attempt's pod is needed any more."""
+    if execution.attempt > key.attempt or execution.result is not None:
+        return True
+    return execution.attempt == key.attempt and execution.status is Status.QUEUED
+
+
+def _is_wanted(execution: Execution, key: PodKey) -> bool:
+    return execution.live and execution.attempt == key.attempt and not execution.cancel_requested

@@ -3,6 +3,10 @@
 Every unfinished document carries ``due_at``.  When it passes, the sweeper does again what the document's state
 says comes next; each of these is idempotent.  At start everything is looked at once (`recover`), because the
 runtime of the process before is known to be dead.
+
+An attempt whose lease has run out by the wall clock may be alive: that clock jumps, and another machine's is off.
+It is taken for dead once its lease was seen unchanged for as long as a lease lasts, with its grace, by this process's
+own monotonic time: whoever held it would have extended it, and its runtime has killed it since.
 """
 
 import asyncio
@@ -15,8 +19,8 @@ from runtape.application.admission import Admission
 from runtape.application.flow import Flow
 from runtape.application.monitoring import PodMonitor
 from runtape.application.storing import ResultProcessor
-from runtape.domain.events import ENDED_BY_STATUS, ExecutionRequested
-from runtape.domain.execution import ADMISSION_DUE, RESULT_DUE, Execution
+from runtape.domain.events import ENDED_BY_STATUS, ExecutionRequested, Lease
+from runtape.domain.execution import ADMISSION_DUE, LEASE_GRACE, RESULT_DUE, Execution
 from runtape.domain.ids import ExecutionId
 from runtape.domain.outcome import Usage
 from runtape.domain.saga import Saga
@@ -37,6 +41,9 @@ JUMP = timedelta(seconds=2)
 
 LONGEST_WAIT_DUE = timedelta(minutes=5)
 """How often at least an execution that waits in line is looked at: as often as its age doubles, up to this."""
+
+HORIZON = 2 * LONGEST_WAIT_DUE
+"""What is due later than that was written by a clock that was ahead, and is looked at now."""
 
 
 class Sweeper:
@@ -64,11 +71,14 @@ class Sweeper:
         self._clock = clock
         self._ahead_s = _ahead_s(clock)
         """By how much the wall clock was ahead of the monotonic one at the last look."""
+        self._overdue: dict[ExecutionId, tuple[Lease, float]] = {}
+        """The leases that have run out by the wall clock, and when each was first seen, by monotonic time."""
 
-    async def recover(self, owner: str) -> None:
+    async def recover(self, owner: str, *, alone: bool = True) -> None:
         """Take up every unfinished execution of the processes before this one, whose worker id is `owner`.
 
-        No attempt of theirs can be alive.  Runs before the first message is consumed.
+        When this process is `alone`, no attempt of theirs can be alive; else their leases tell, and `sweep` looks after
+        them.  Runs before the first message is consumed.
         """
         asked = await self._admission.restore()
         seen: set[ExecutionId] = set()
@@ -77,6 +87,8 @@ class Sweeper:
             if execution.id in seen:
                 continue
             seen.add(execution.id)
+            if execution.lease is not None and not alone:
+                continue
             if execution.lease is not None and execution.lease.owner != owner:
                 await self._monitor.interrupt(execution.id, execution.attempt, "worker_lost")
                 if execution.id not in asked and (lost := await self._executions.get(execution.id)) is not None:
@@ -118,17 +130,34 @@ class Sweeper:
     async def sweep(self, early: timedelta = timedelta()) -> None:
         """Look after every document whose time has come, or comes within `early`."""
         now = self._clock.now() + early
+        beyond = now + HORIZON
         seen: set[ExecutionId] = set()
-        while fresh := [each for each in await self._executions.due(now, PAGE) if each.id not in seen]:
+        before, self._overdue = self._overdue, {}
+        while fresh := [each for each in await self._executions.due(now, PAGE, beyond) if each.id not in seen]:
             for execution in fresh:
                 seen.add(execution.id)
-                await self._apart(self._look_after(execution), execution)
+                if execution.lease is not None:
+                    await self._apart(self._expire(execution.id, execution.lease, before.get(execution.id)), execution)
+                else:
+                    await self._apart(self._look_after(execution), execution)
         seen.clear()
-        while unseen := [each for each in await self._sagas.due(now, PAGE) if each.execution_id not in seen]:
+        while unseen := [each for each in await self._sagas.due(now, PAGE, beyond) if each.execution_id not in seen]:
             for saga in unseen:
                 seen.add(saga.execution_id)
                 await self._apart(self._admission.check(saga.execution_id), saga)
         await self._admission.reconcile()
+
+    async def _expire(self, execution_id: ExecutionId, lease: Lease, seen: tuple[Lease, float] | None) -> None:
+        """End an attempt whose lease was seen as it is for longer than it lasts."""
+        now_s = self._clock.monotonic_s()
+        if seen is None or seen[0] != lease:
+            seen = lease, now_s
+        self._overdue[execution_id] = seen
+        if now_s - seen[1] < (self._monitor.lease_ttl + LEASE_GRACE).total_seconds():
+            return
+        current = await self._executions.get(execution_id)  # what was found overdue may be out of date
+        if current is not None and current.lease == lease:
+            await self._monitor.expire(execution_id, lease)
 
     async def _apart(self, work: Coroutine[object, object, None], document: Execution | Saga) -> None:
         try:
@@ -139,9 +168,7 @@ class Sweeper:
     async def _look_after(self, execution: Execution) -> None:
         if execution.outcome is not None:
             await self._store_result(execution)
-        elif execution.live:
-            await self._monitor.expire(execution.id, execution.attempt)
-        else:
+        elif not execution.live:
             await self._request_again(execution)
 
     async def _store_result(self, execution: Execution) -> None:

@@ -187,10 +187,12 @@ def finish(
     """End `attempt` with `outcome`; the first end of the live attempt wins, every other is out of date.
 
     A failure of ours leads to a new attempt instead, while the request allows it and attempts are left; what the
-    lost one has left behind is dropped then.
+    lost one has left behind is dropped then.  A program that was killed although nobody has asked for it is one.
     """
     if not execution.live or attempt != execution.attempt:
         return []
+    if outcome.kind is OutcomeKind.CANCELLED and not execution.cancel_requested:
+        outcome = replace(outcome, kind=OutcomeKind.SANDBOX_ERROR, reason="killed")
     if outcome.kind is OutcomeKind.SANDBOX_ERROR and not execution.cancel_requested and _may_restart(execution):
         return [
             ExecutionRestarted(
@@ -215,11 +217,11 @@ def interrupt(execution: Execution, attempt: int, reason: str, last_seq: int, at
     return finish(execution, attempt, outcome, Usage(), last_seq, at)
 
 
-def expire(execution: Execution, attempt: int, last_seq: int, at: datetime) -> list[ExecutionEvent]:
-    """End a live `attempt` whose lease ran out so long ago that it is dead; nothing when it was extended since."""
-    if execution.lease is None or at < execution.lease.expires_at + LEASE_GRACE:
+def expire(execution: Execution, lease: Lease, last_seq: int, at: datetime) -> list[ExecutionEvent]:
+    """End the live attempt that holds `lease`, which is known to be dead; nothing when it was extended since."""
+    if execution.lease != lease:
         return []
-    return interrupt(execution, attempt, "lease_expired", last_seq, at)
+    return interrupt(execution, lease.fence, "lease_expired", last_seq, at)
 
 
 def cancel(execution: Execution, by: str, reason: str | None, at: datetime) -> list[ExecutionEvent | PodKill]:

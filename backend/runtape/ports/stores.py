@@ -7,7 +7,7 @@ changes and applies them in order, each at most once.
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import Enum
 from typing import Protocol
 
@@ -19,6 +19,8 @@ from runtape.domain.saga import Saga, SagaState
 from runtape.domain.tape import Record, Stream
 from runtape.ports.events import Archival
 from runtape.ports.pod_runtime import PodKey
+
+NEVER = datetime.max.replace(tzinfo=UTC)
 
 
 class Durability(Enum):
@@ -91,8 +93,11 @@ class ExecutionStore(Protocol):
         """
         ...
 
-    async def due(self, before: datetime, limit: int) -> Sequence[Execution]:
-        """Return unfinished executions whose ``due_at`` has passed, the longest overdue first."""
+    async def due(self, before: datetime, limit: int, beyond: datetime = NEVER) -> Sequence[Execution]:
+        """Return unfinished executions whose ``due_at`` has passed, the longest overdue first.
+
+        After them come those that are due later than `beyond`, which no clock that is right can have written.
+        """
         ...
 
     def unfinished(self) -> AsyncIterator[Execution]:
@@ -135,8 +140,8 @@ class SagaStore(Protocol):
         """Yield every saga that still waits or holds a place, oldest first."""
         ...
 
-    async def due(self, before: datetime, limit: int) -> Sequence[Saga]:
-        """Return sagas whose ``due_at`` has passed, the longest overdue first."""
+    async def due(self, before: datetime, limit: int, beyond: datetime = NEVER) -> Sequence[Saga]:
+        """Return sagas whose ``due_at`` has passed, the longest overdue first, then those due beyond `beyond`."""
         ...
 
     async def list(self, where: SagaFilter, limit: int, before: ExecutionId | None) -> Sequence[Saga]:
@@ -181,6 +186,10 @@ class TapeSummary:
     truncated: bool
 
 
+class TapeSealed(Exception):
+    """The tape takes no more records: its attempt was taken for lost."""
+
+
 HEAD_BYTES = 65_536
 """How much of each stream a result carries inline."""
 
@@ -196,6 +205,7 @@ class TapeStore(Protocol):
         """Store `records`, which follow one another; return once they survive the death of any process.
 
         Idempotent by ``seq``: a record that is there already is left as it is.
+        Raises: TapeSealed, and stores nothing, when a record is new and the tape was sealed; Transient.
         """
         ...
 
@@ -216,6 +226,13 @@ class TapeStore(Protocol):
 
     async def summary(self, key: PodKey) -> TapeSummary:
         """Return what the tape holds now."""
+        ...
+
+    async def seal(self, key: PodKey) -> TapeSummary:
+        """Let the tape take no more records, and return what it holds: it holds that from now on.
+
+        Whoever waits for more of it is told that nobody writes it.  Idempotent.
+        """
         ...
 
     async def reached(self, key: PodKey, seq: int) -> bool:

@@ -98,7 +98,7 @@ def parts(
                 ExecutionRestarted.type: worker.on_over,
                 ResultStored.type: worker.on_over,
             },
-            (worker.extend_leases,),
+            (worker.extend_leases, worker.tidy),
         ),
         Role.POD_MONITOR: RoleParts("pod-monitor", (), {}, (monitor.watch,)),
         Role.EVENT_STORE: RoleParts("event-store", (), {}, (events.keep_index,)),

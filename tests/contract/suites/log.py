@@ -5,6 +5,7 @@ import re
 from abc import abstractmethod
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 
 import msgspec
 import pytest
@@ -108,7 +109,14 @@ class EventLogContract(StoresBasic):
             *(
                 event
                 for kind in OutcomeKind
-                for event in executions.finish(live, 1, Outcome(kind=kind), Usage(wall_ns=1), 2, START)
+                for event in executions.finish(
+                    replace(live, cancel_requested=kind is OutcomeKind.CANCELLED),
+                    1,
+                    Outcome(kind=kind),
+                    Usage(wall_ns=1),
+                    2,
+                    START,
+                )
             ),
             *executions.finish(live, 1, Outcome(kind=OutcomeKind.EXITED), Usage(), 2, START, (TimelinePoint(1, 2, 3),)),
             *executions.store_result(ended(), result, START),

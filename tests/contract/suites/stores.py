@@ -342,6 +342,15 @@ class DueContract(StoresBasic):
         assert ids(await stores.executions.due(START + timedelta(seconds=3), 10)) == ["a", "b", "c"]
         assert ids(await stores.executions.due(START + timedelta(seconds=3), 2)) == ["a", "b"]
 
+    async def test_what_is_due_too_late_to_be_right_comes_last(self, stores: Stores) -> None:
+        for name, seconds in (("far", 9999), ("b", 2), ("later", 99)):
+            due_at = START + timedelta(seconds=seconds)
+            execution = replace(requested(an_execution(name)), due_at=due_at)
+            await stored(stores, execution, replace(saga_of(execution), execution_id=execution.id, due_at=due_at))
+        now, beyond = START + timedelta(seconds=3), START + timedelta(seconds=600)
+        assert ids(await stores.executions.due(now, 10, beyond)) == ["b", "far"]
+        assert [saga.execution_id for saga in await stores.sagas.due(now, 10, beyond)] == ["b", "far"]
+
     async def test_what_was_deferred_is_due_later(self) -> None:
         execution = requested()
         async with self.open() as stores:

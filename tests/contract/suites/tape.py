@@ -13,7 +13,7 @@ from runtape.domain.execution import SourceRef
 from runtape.domain.ids import ExecutionId
 from runtape.domain.tape import RECORD_BYTES, Record, Stream
 from runtape.ports.pod_runtime import PodKey
-from runtape.ports.stores import HEAD_BYTES, TapeSummary
+from runtape.ports.stores import HEAD_BYTES, TapeSealed, TapeSummary
 from tests.builders import EXECUTION, an_artifact, an_execution, ended, records, requested, started
 from tests.contract.suites.stores import ARCHIVAL, Stores, StoresBasic, over, stored
 
@@ -160,6 +160,33 @@ class TapeStoreContract(StoresBasic):
         impatient.cancel()
         await stores.tape.append(KEY, records("a"))
         assert await asyncio.wait_for(patient, 5)
+
+    @pytest.mark.parametrize("opened", [True, False])
+    async def test_a_sealed_tape_tells_what_it_holds_from_then_on(self, stores: Stores, opened: bool) -> None:
+        if opened:
+            stores.tape.open_tape(KEY)
+        await stores.tape.append(KEY, records("a", "b"))
+        waiting = asyncio.ensure_future(stores.tape.reached(KEY, 3))
+        await asyncio.sleep(0)
+        summary = await stores.tape.seal(KEY)
+        assert (summary.last_seq, summary.stdout_bytes) == (2, 2)
+        assert await stores.tape.seal(KEY) == summary
+        assert await waiting is False
+        assert await stores.tape.reached(KEY, 3) is False
+        assert await stores.tape.reached(KEY, 2) is True
+
+    async def test_nobody_writes_on_a_sealed_tape_that_goes_on_with_it(self, stores: Stores) -> None:
+        stores.tape.open_tape(KEY)
+        before = asyncio.ensure_future(stores.tape.append(KEY, records("a")))
+        await asyncio.sleep(0)
+        summary = await stores.tape.seal(KEY)
+        await before
+        assert summary.last_seq == len(await stores.tape.read(KEY, 0, 1 << 20)) == 1, "what was on its way counts"
+        with pytest.raises(TapeSealed):
+            await stores.tape.append(KEY, records("b", first_seq=2))
+        await stores.tape.close_tape(KEY)
+        assert len(await stores.tape.read(KEY, 0, 1 << 20)) == 1
+        assert await stores.tape.summary(KEY) == summary
 
     async def test_closing_twice_or_what_was_never_opened_is_nothing(self, stores: Stores) -> None:
         await stores.tape.close_tape(KEY)

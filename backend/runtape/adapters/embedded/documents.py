@@ -22,7 +22,7 @@ from runtape.domain.saga import STATE_OF, Saga, SagaStep, settled
 from runtape.ports.errors import VersionConflict
 from runtape.ports.events import Archival
 from runtape.ports.pod_runtime import PodKey
-from runtape.ports.stores import Change, Durability, ExecutionFilter, IdempotencyKeyTaken, SagaFilter
+from runtape.ports.stores import NEVER, Change, Durability, ExecutionFilter, IdempotencyKeyTaken, SagaFilter
 
 _encode = msgspec.json.Encoder().encode
 _decode_execution = msgspec.json.Decoder(Execution).decode
@@ -120,15 +120,15 @@ class SqliteExecutionStore:
         execution = self._live.get(key.execution_id)
         return execution.lease if execution is not None and execution.attempt == key.attempt else None
 
-    async def due(self, before: datetime, limit: int) -> Sequence[Execution]:
+    async def due(self, before: datetime, limit: int, beyond: datetime = NEVER) -> Sequence[Execution]:
         rows = await self._database.read(
             lambda c: c.execute(
-                f"select {_COLUMNS} from execution where due_at <= ? order by due_at limit ?",
-                (before.timestamp(), limit),
+                f"select {_COLUMNS} from execution where due_at <= ? or due_at > ? order by due_at limit ?",
+                (before.timestamp(), beyond.timestamp(), limit),
             ).fetchall()
         )
         found = [self._newest(_execution(row)) for row in rows]
-        return [execution for execution in found if execution.due_at is not None and execution.due_at <= before]
+        return [each for each in found if each.due_at is not None and (each.due_at <= before or each.due_at > beyond)]
 
     async def unfinished(self) -> AsyncIterator[Execution]:
         after = (-1.0, 0)
@@ -256,10 +256,11 @@ class SqliteSagaStore:
             if not rows:
                 return
 
-    async def due(self, before: datetime, limit: int) -> Sequence[Saga]:
+    async def due(self, before: datetime, limit: int, beyond: datetime = NEVER) -> Sequence[Saga]:
         rows = await self._database.read(
             lambda c: c.execute(
-                "select doc from saga where due_at <= ? order by due_at limit ?", (before.timestamp(), limit)
+                "select doc from saga where due_at <= ? or due_at > ? order by due_at limit ?",
+                (before.timestamp(), beyond.timestamp(), limit),
             ).fetchall()
         )
         return [_decode_saga(row[0]) for row in rows]

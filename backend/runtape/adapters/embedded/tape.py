@@ -11,7 +11,7 @@ from runtape.adapters.embedded.database import Database
 from runtape.domain.tape import Record, Stream
 from runtape.ports.clock import Clock
 from runtape.ports.pod_runtime import PodKey
-from runtape.ports.stores import HEAD_BYTES, TapeSummary
+from runtape.ports.stores import HEAD_BYTES, TapeSealed, TapeSummary
 
 _STREAMS = (Stream.STDOUT, Stream.STDERR)
 _NUMBER = {stream: number for number, stream in enumerate(_STREAMS)}
@@ -65,6 +65,7 @@ class _OpenTape(_Digest):
         self.waiters: list[tuple[int, asyncio.Future[bool]]] = []
         self.in_doubt = 0
         """Appends that were not told to be committed: under way, failed or left alone by their caller."""
+        self.sealed = False
 
     def wake(self) -> None:
         for seq, future in self.waiters:
@@ -106,6 +107,8 @@ class SqliteTapeStore:
         tape = self._open.get(key)
         if tape is None:
             self._closed.pop(key, None)
+        elif tape.sealed:
+            raise TapeSealed(f"attempt {key.attempt} of {key.execution_id} was taken for lost")
         else:
             tape.in_doubt += 1
         await self._database.write(
@@ -169,11 +172,20 @@ class SqliteTapeStore:
 
         return await self._database.read(work)
 
+    async def seal(self, key: PodKey) -> TapeSummary:
+        tape = self._open.get(key)
+        if tape is not None and not tape.sealed:
+            tape.sealed = True
+            tape.abandon()
+            # Writes are carried out in order: what was to be appended before is there, or never will be.
+            await self._database.write(lambda c: c.execute("select 1").fetchone())
+        return await self.summary(key)
+
     async def reached(self, key: PodKey, seq: int) -> bool:
         tape = self._open.get(key)
         if seq == 0 or (tape is not None and tape.last_seq >= seq):
             return True
-        if tape is not None:
+        if tape is not None and not tape.sealed:
             future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
             tape.waiters.append((seq, future))
             return await future
