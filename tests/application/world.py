@@ -10,7 +10,6 @@ from typing import Any
 import msgspec
 
 from runtape.adapters.embedded.admission import InMemoryAdmissionQueue
-from runtape.adapters.embedded.database import Database
 from runtape.adapters.embedded.live_feed import InProcessLiveFeed
 from runtape.adapters.embedded.log import SqliteEventLog
 from runtape.adapters.simulated import SimulatedPodRuntime
@@ -224,23 +223,21 @@ async def a_world(
     owner: str = "worker-1",
     capacity: Capacity = CAPACITY,
     wrap: Callable[[Stores], Stores] = lambda stores: stores,
-    make_pods: Callable[[], SimulatedPodRuntime] = SimulatedPodRuntime,
     wrap_pods: Callable[[SimulatedPodRuntime], Any] = lambda pods: pods,
     limits: LimitPolicy | None = None,
     packages: PackagePolicy | None = None,
     spans: StepSpans | None = None,
     expect_failures: bool = False,
-    database_type: type[Database] = Database,
 ) -> AsyncIterator[World]:
     """Make a process over the files in `folder`; leaving it is its sudden death."""
     clock = clock or ManualClock()
     ids = ids or CountingIds()
-    async with sqlite_stores(folder / "runtape.db", clock, database_type) as inner:
+    async with sqlite_stores(folder / "runtape.db", clock) as inner:
         assert isinstance(inner.log, SqliteEventLog)
         stores = wrap(inner)
         failures: list[BaseException] = []
         tasks = Tasks(lambda name, error: failures.append(error))
-        feed, queue, pods = InProcessLiveFeed(), InMemoryAdmissionQueue(capacity, clock), make_pods()
+        feed, queue, pods = InProcessLiveFeed(), InMemoryAdmissionQueue(capacity, clock), SimulatedPodRuntime()
         runtime = wrap_pods(pods)
         announcer = Announcer(feed)
         flow = Flow(

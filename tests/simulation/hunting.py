@@ -1,0 +1,53 @@
+"""Hunting planted defects: each mutant is given to seed after seed until one of them finds it."""
+
+import os
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+
+from tests.simulation.mutants import MUTANTS, Mutant, planted
+from tests.simulation.simulation import run_seed
+
+SEEDS = 200
+TO_KILL = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Hunt:
+    """What came of a mutant: the seed that killed it and the invariant, or None."""
+
+    name: str
+    seed: int | None
+    why: str
+    took_s: float
+
+
+def hunt(mutant: Mutant, seeds: int = SEEDS) -> Hunt:
+    """Run seeds with `mutant` planted until an invariant does not hold."""
+    begun_s = time.monotonic()
+    with planted(mutant):
+        for seed in range(seeds):
+            ran = run_seed(seed)
+            if ran.violation is not None:
+                return Hunt(mutant.name, seed, str(ran.violation), time.monotonic() - begun_s)
+    return Hunt(mutant.name, None, "", time.monotonic() - begun_s)
+
+
+def hunt_all() -> int:
+    """Hunt every mutant over all processors; the exit code tells whether enough were killed."""
+    begun_s = time.monotonic()
+    killed = 0
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("fork")) as pool:
+        for mutant, found in zip(MUTANTS, pool.map(hunt, MUTANTS), strict=True):
+            if found.seed is not None:
+                killed += 1
+                print(
+                    f"killed    {mutant.name}: seed {found.seed}, {found.why[:120]} ({found.took_s:.0f} s)", flush=True
+                )
+            else:
+                why = mutant.survivor or "NOBODY KNOWS WHY"
+                print(f"SURVIVED  {mutant.name}: {SEEDS} seeds ({found.took_s:.0f} s); {why}", flush=True)
+    share = killed / len(MUTANTS)
+    print(f"{killed} of {len(MUTANTS)} mutants killed ({share:.0%}) in {time.monotonic() - begun_s:.0f} s")
+    return 0 if share >= TO_KILL else 1
