@@ -121,13 +121,13 @@ class Tasks:
     """Background tasks by name: held while they run, cancelled together, and their failures told."""
 
     def __init__(self, on_failure: Callable[[str, BaseException], None]) -> None:
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], None] = {}  # in the order in which they were spawned
         self._on_failure = on_failure
 
     def spawn(self, coroutine: Coroutine[object, object, None], name: str) -> asyncio.Task[None]:
         """Run `coroutine` until it ends or `close` is called."""
         task = asyncio.get_running_loop().create_task(coroutine, name=name)
-        self._tasks.add(task)
+        self._tasks[task] = None
         task.add_done_callback(self._done)
         return task
 
@@ -145,7 +145,7 @@ class Tasks:
         self.spawn(again(), name)
 
     def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
+        self._tasks.pop(task, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._on_failure(task.get_name(), error)
 
