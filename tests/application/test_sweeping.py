@@ -15,6 +15,7 @@ from runtape.domain.ids import ExecutionId
 from runtape.domain.outcome import Status
 from runtape.domain.saga import Saga, SagaStep
 from runtape.ports.admission import Entry
+from runtape.ports.errors import Transient
 from runtape.ports.pod_runtime import PodKey
 from runtape.ports.stores import NEVER, ExecutionStore, TapeSealed
 from tests.application.world import CAPACITY, World, a_world
@@ -239,6 +240,52 @@ async def test_the_end_of_a_saga_that_was_never_told_frees_the_place(world: Worl
     await world.flow.handle(world.admission.on_event, told)
     await world.until_quiet()
     await assert_places_are_free(world)
+
+
+async def test_a_saga_that_waits_and_was_told_of_no_end_is_over_once_its_turn_comes(world: World) -> None:
+    cancelled = waiting()
+    asked = executions.cancel(cancelled, "alice", None, START)
+    cancelled = evolve_all(cancelled, [each for each in asked if isinstance(each, ExecutionEvent)])
+    saga = saga_at(SagaStep.QUEUE)
+    await leave(world, over(cancelled), saga)
+    await world.queue.enqueue(Entry(EXECUTION, saga.project_id, saga.lang, saga.priority))
+    await world.admission.admit_waiting()
+    await world.until_quiet()
+    world.clock.advance(61)
+    await world.sweeper.sweep()
+    found = await world.stores.sagas.get(EXECUTION)
+    assert found is not None
+    assert found.step is SagaStep.DONE
+    await assert_places_are_free(world)
+
+
+async def test_a_place_is_kept_while_nobody_can_tell_whether_its_saga_was_stored(folder: Path) -> None:
+    """The commit fails, and so does the look at what it did."""
+
+    class Failing(Stale):
+        async def commit(self, changes: Any, handled: Any = frozenset()) -> None:
+            await self._inner.commit(changes, handled)  # pyright: ignore[reportAttributeAccessIssue]
+            sagas.fails = True
+            raise Transient("no answer")
+
+        async def get(self, execution_id: ExecutionId) -> Any:
+            if self.fails:
+                self.fails = False
+                raise Transient("no answer")
+            return await self._inner.get(execution_id)
+
+        fails = False
+
+    def wrap(stores: Any) -> Any:
+        nonlocal sagas
+        sagas = Failing(stores.sagas)
+        return replace(stores, sagas=sagas, unit_of_work=Failing(stores.unit_of_work))
+
+    sagas: Any = None
+    async with a_world(folder, wrap=wrap) as world:
+        with pytest.raises(Transient):
+            await world.submit()
+        assert len(await world.queue.held(-1)) == 1
 
 
 class Stale:

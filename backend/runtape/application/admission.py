@@ -236,7 +236,7 @@ class Admission:
             try:
                 saga = await self._sagas.get(execution_id)
             except Transient:
-                saga = None
+                return  # `reconcile` looks again: a place that is given back twice would be two
             # The commit may have failed because somebody else had admitted it: then it keeps its place.
             if saga is None or not saga.admitted:
                 await self._passing_on(execution_id)()
