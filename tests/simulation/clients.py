@@ -38,6 +38,7 @@ SCRIPTS = (
     "bytes ff00\nend time_limit\n",
     "print x\nfail gone\n",
     "print y\nsleep 2\nfail gone\n",
+    "print z\nsleep 6\nfail gone\n",
     "leave a/b first\nleave c second\nprint z\n",
     "print w\nsleep 300\n",
     "print slow\nsleep 50\nprint done\n",

@@ -29,7 +29,16 @@ SET_ASIDE = ("message.given_up", "message.failed")
 """What the consumer loop says just before it acknowledges a message that it could not apply."""
 
 LOOK_S = 0.5
-PAUSES = ("tape.append", "tape.append", "pods.start", "documents.write", "unit.commit", "executions.extend_lease")
+PAUSES = (
+    "tape.append",
+    "tape.append",
+    "tape.reached",
+    "tape.reached",
+    "pods.start",
+    "documents.write",
+    "unit.commit",
+    "executions.extend_lease",
+)
 """Calls before which it matters most that a process stands still."""
 
 GRACE_S = 1500.0
@@ -194,7 +203,7 @@ class Simulation:
     def _stand_still(self, life: Life) -> None:
         self.world.note(life, "is paused")
         self.world.loop.pause(life)
-        self.world.loop.in_world(self.world.random.choice((1.0, 40.0, 100.0, 150.0)), self._resume, life)
+        self.world.loop.in_world(self.world.random.choice((1.0, 4.0, 40.0, 100.0, 150.0)), self._resume, life)
 
     def _resume(self, life: Life) -> None:
         if life.paused:
