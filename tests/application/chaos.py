@@ -3,18 +3,14 @@
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import suppress
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
 
 from runtape.adapters.embedded.database import Database
-from runtape.adapters.simulated import SimulatedPodRuntime
 from runtape.ports.errors import Transient
 from runtape.ports.log import Delivery
-from runtape.ports.pod_runtime import PodKey, PodSpec
 from tests.contract.suites.stores import Stores
 
 T = TypeVar("T")
@@ -138,43 +134,7 @@ class StutteringLog(Slow):
                 yield random.choice(delivered)
 
 
-class WatchedPods(SimulatedPodRuntime):
-    """Pods that fail to start sometimes, and check who may start (invariant I4)."""
-
-    def __init__(self, chaos: Chaos, ever_started: list[PodKey]) -> None:
-        super().__init__()
-        self._chaos = chaos
-        self._ever_started = ever_started
-
-    async def start(self, spec: PodSpec, attempt: int, lease_expires_at: datetime) -> None:
-        async def start() -> None:
-            key = PodKey(spec.execution_id, attempt)
-            before = len(self.started)
-            for earlier in await self.list():
-                pod = self._pods[earlier]
-                alive = pod.ended is None and earlier.execution_id == key.execution_id and earlier != key
-                assert not alive, f"{key} starts beside {earlier}"
-            await SimulatedPodRuntime.start(self, spec, attempt, lease_expires_at)
-            if len(self.started) > before:
-                assert key not in self._ever_started, f"{key} started twice"
-                self._ever_started.append(key)
-
-        if self._chaos.random.random() < 0.1:
-            raise Transient("busy")
-        await self._chaos.pass_through(start)
-
-    async def kill(self, key: PodKey) -> None:
-        await self._chaos.pass_through(lambda: SimulatedPodRuntime.kill(self, key))
-
-
 async def turns(count: int) -> None:
     """Let everything else have `count` turns."""
     for _ in range(count):
         await asyncio.sleep(0)
-
-
-async def stop(task: "asyncio.Task[Any]") -> None:
-    """Cancel `task` and wait for it."""
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task

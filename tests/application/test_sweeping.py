@@ -248,7 +248,7 @@ async def test_a_saga_that_waits_and_was_told_of_no_end_is_over_once_its_turn_co
     cancelled = evolve_all(cancelled, [each for each in asked if isinstance(each, ExecutionEvent)])
     saga = saga_at(SagaStep.QUEUE)
     await leave(world, over(cancelled), saga)
-    await world.queue.enqueue(Entry(EXECUTION, saga.project_id, saga.lang, saga.priority))
+    await world.queue.enqueue(Entry(EXECUTION, saga.project_id, saga.lang, saga.priority, START))
     await world.admission.admit_waiting()
     await world.until_quiet()
     world.clock.advance(61)

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from runtape.adapters.embedded.admission import InMemoryAdmissionQueue
+from runtape.adapters.embedded.database import Database
 from runtape.adapters.embedded.live_feed import InProcessLiveFeed
 from runtape.adapters.embedded.log import SqliteEventLog
 from runtape.adapters.simulated import SimulatedPodRuntime
@@ -228,11 +229,12 @@ async def a_world(
     packages: PackagePolicy | None = None,
     spans: StepSpans | None = None,
     expect_failures: bool = False,
+    database_type: type[Database] = Database,
 ) -> AsyncIterator[World]:
     """Make a process over the files in `folder`; leaving it is its sudden death."""
     clock = clock or ManualClock()
     ids = ids or CountingIds()
-    async with sqlite_stores(folder / "runtape.db", clock) as inner:
+    async with sqlite_stores(folder / "runtape.db", clock, database_type) as inner:
         assert isinstance(inner.log, SqliteEventLog)
         stores = wrap(inner)
         failures: list[BaseException] = []

@@ -11,9 +11,13 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from runtape.domain.events import EXECUTION_EVENTS, ExecutionRequested, Message
+import msgspec
+
+from runtape.domain.dead_letter import RawMessage
+from runtape.domain.events import EXECUTION_EVENTS, MESSAGE_TYPES, ExecutionRequested, Message
 from runtape.domain.ids import EventId
-from runtape.ports.log import Delivery
+from runtape.ports import errors
+from runtape.ports.log import Delivery, UndecodableDelivery
 from tests.simulation.network import Remote
 from tests.simulation.world import Life, World
 
@@ -159,7 +163,7 @@ class Broker:
                     self._world.note("broker", f"lost {message.execution_id}:{message.type} for {member.life}")
                     group.lost.add((partition, offset))
                     continue
-                found.append(PartitionDelivery(message, offset, partition, group.generation))
+                found.append(PartitionDelivery(message, offset, partition=partition, generation=group.generation))
         return found
 
     def commit(self, group_name: str, name: str, offsets: dict[Partition, int]) -> None:
@@ -207,6 +211,13 @@ class RemoteLog:
     async def ready(self) -> None:
         return
 
+    async def raw(self, delivery: Delivery) -> RawMessage | None:
+        assert isinstance(delivery, PartitionDelivery)
+        return raw_of(delivery.message, delivery.partition[1], delivery.offset)
+
+    def decode(self, raw: RawMessage) -> Message:
+        return decoded(raw)
+
     async def consume(self, group: str, topics: Sequence[str]) -> AsyncIterator[Delivery]:
         world = self._world
         recent: list[PartitionDelivery] = []
@@ -230,7 +241,7 @@ class RemoteLog:
             finally:
                 world.loop.in_world(0.0, self._broker.leave, group, name)
 
-    def acknowledge(self, group: str, delivery: Delivery) -> None:
+    def acknowledge(self, group: str, delivery: Delivery | UndecodableDelivery) -> None:
         assert isinstance(delivery, PartitionDelivery)
         if self._world.gives_up(group):
             self._broker.groups[group].lost.add((delivery.partition, delivery.offset))
@@ -250,6 +261,26 @@ class RemoteLog:
                 for partition, offset in upcoming.items()
             }
             self._world.loop.in_world(self._world.way_s(), self._broker.commit, group, self._names[group], offsets)
+
+
+def raw_of(message: Message, partition: int, offset: int) -> RawMessage:
+    """Return `message` as a log holds it."""
+    return RawMessage(
+        topic=message.topic,
+        partition=partition,
+        offset=offset,
+        key=message.execution_id,
+        type=message.type,
+        body=msgspec.json.encode(message),
+    )
+
+
+def decoded(raw: RawMessage) -> Message:
+    """Return the message in `raw`.  Raises: errors.Poison."""
+    try:
+        return msgspec.json.decode(raw.body, type=MESSAGE_TYPES[raw.type])
+    except (KeyError, msgspec.MsgspecError) as error:
+        raise errors.Poison(str(error)) from error
 
 
 def _word(message: Message) -> str:

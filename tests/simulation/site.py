@@ -4,11 +4,12 @@ import asyncio
 import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
 from runtape.adapters.embedded.admission import InMemoryAdmissionQueue
+from runtape.adapters.embedded.dead_letters import SqliteDeadLetterStore
 from runtape.adapters.embedded.documents import SqliteExecutionStore, SqliteSagaStore, SqliteUnitOfWork
 from runtape.adapters.embedded.live_feed import InProcessLiveFeed
 from runtape.adapters.embedded.log import SqliteEventLog
@@ -18,6 +19,7 @@ from runtape.application import admission, running, storing
 from runtape.application.admission import Admission
 from runtape.application.announcing import Announcer
 from runtape.application.artifacts import ArtifactLibrary
+from runtape.application.dead_letters import DeadLetters
 from runtape.application.flow import Flow, Tasks
 from runtape.application.monitoring import PodMonitor
 from runtape.application.queries import Queries
@@ -30,6 +32,7 @@ from runtape.application.storing import ResultProcessor
 from runtape.application.streaming import Streams
 from runtape.application.submission import Submissions
 from runtape.application.sweeping import Sweeper
+from runtape.domain.dead_letter import RawMessage
 from runtape.domain.events import (
     MESSAGE_TYPES,
     ExecutionEnded,
@@ -44,6 +47,7 @@ from runtape.domain.limits import LimitPolicy
 from runtape.domain.saga import Saga, SagaStep
 from runtape.domain.source import PackagePolicy
 from runtape.ports.admission import AdmissionQueue
+from runtape.ports.dead_letters import DeadLetterStore
 from runtape.ports.errors import Transient
 from runtape.ports.limits import RateLimiter
 from runtape.ports.log import Delivery, EventLog
@@ -54,7 +58,7 @@ from runtape.runtime.consumer import Consumer
 from runtape.runtime.roles import Role
 from tests.clocks import START
 from tests.coroutines import at_once
-from tests.simulation.broker import Broker, Poison, RemoteLog
+from tests.simulation.broker import Broker, Poison, RemoteLog, decoded, raw_of
 from tests.simulation.documents import DocumentServer, RemoteExecutions, RemoteSagas, RemoteUnitOfWork
 from tests.simulation.faults import Mode
 from tests.simulation.feed import FeedServer, RemoteFeed
@@ -83,6 +87,7 @@ class Ports:
     queue: AdmissionQueue
     feed: Any
     limiter: RateLimiter
+    dead_letters: DeadLetterStore
     relay: Relay | None = None
 
 
@@ -108,6 +113,8 @@ class Site:
         self.queue = InMemoryAdmissionQueue(world.mix.capacity, SimulatedClock(world.loop, 0.0))
         self.limiter = GcraRateLimiter(SimulatedClock(world.loop, 0.0))
         self.sqlite: sqlite3.Connection | None = None if self.cluster else open_memory()
+        self.office = self.sqlite or open_memory()
+        """Where the dead letters are."""
         self.services: list[Service] = []
         """Those that have begun to start and have not died."""
         self._mourners: dict[Life, dict[int, Callable[[], None]]] = {}
@@ -273,7 +280,9 @@ class Service:
         sagas: Any = RemoteSagas(world, life, site.documents, "sagas")
         tape: Any = RemoteTape(world, life, site.tape, "tape")
         blobs: Any = Remote(world, life, site.blobs, "blobs")
-        queue: Any = Remote(world, life, Inline(site.queue), "queue", frozenset(("has_room", "front")))
+        queue: Any = Remote(
+            world, life, Inline(site.queue), "queue", frozenset(("has_room", "room_in_s", "gate", "set_gate", "front"))
+        )
         limiter: Any = Remote(world, life, Inline(site.limiter), "limiter")
         return Ports(
             executions=executions,
@@ -285,6 +294,7 @@ class Service:
             queue=queue,
             feed=RemoteFeed(site.feed, life),
             limiter=limiter,
+            dead_letters=SqliteDeadLetterStore(SimulatedDatabase(world, life, site.office)),
             relay=relay,
         )
 
@@ -313,6 +323,7 @@ class Service:
             queue=InMemoryAdmissionQueue(world.mix.capacity, life.clock),
             feed=LossyFeed(world),
             limiter=GcraRateLimiter(life.clock),
+            dead_letters=SqliteDeadLetterStore(database),
         )
 
     def _build(self) -> None:
@@ -389,7 +400,10 @@ class Service:
             results=self.results,
             sweeper=self.sweeper,
             retention=Retention(rules=(), clock=clock),
+            events=cast(Any, _Unused()),
+            replays=cast(Any, _Unused()),
         )
+        self.dead_letters = DeadLetters(store=ports.dead_letters, event_log=ports.log, clock=clock, tasks=self.tasks)
         self.parts = {role: part for role, part in parts.items() if role in self.roles}
         flow.subscribe(roles.subscriptions(list(self.parts.values())))
 
@@ -403,6 +417,7 @@ class Service:
             self.tasks.keep(self.ports.relay.run, "relay")
         if Role.SAGA_ORCHESTRATOR in self.parts:
             await self.sweeper.recover(self.owner, alone=not self.site.cluster)
+        await self.dead_letters.restore()
         for role, part in self.parts.items():
             if part.topics:
                 consumer = Consumer(
@@ -411,6 +426,7 @@ class Service:
                     handlers=part.handlers,
                     event_log=self.ports.log,
                     flow=self.flow,
+                    dead_letters=self.dead_letters,
                     tasks=self.tasks,
                     at_once=AT_ONCE,
                 )
@@ -418,6 +434,7 @@ class Service:
             if role is not Role.POD_MONITOR:
                 for task in part.tasks:
                     self.tasks.keep(task, role)
+        self.tasks.keep(self.dead_letters.run, "dead-letters")
         self.started = True
 
     async def stop(self) -> None:
@@ -427,6 +444,16 @@ class Service:
         await self.pods.close()
         if self.event_log is not None:
             self.event_log.close()
+
+
+class _Unused:
+    """A part whose tasks have nothing to do here."""
+
+    def __getattr__(self, name: str) -> Any:
+        async def wait() -> None:
+            await asyncio.Event().wait()
+
+        return wait
 
 
 class Inline:
@@ -453,9 +480,9 @@ class LossyFeed(InProcessLiveFeed):
         super().__init__()
         self._world = world
 
-    def publish(self, execution_id: Any, nudge: Any) -> None:
+    def publish(self, watched_id: Any, nudge: Any) -> None:
         if not self._world.happens(self._world.mix.deaf):
-            super().publish(execution_id, nudge)
+            super().publish(watched_id, nudge)
 
 
 class StutteringLog:
@@ -468,6 +495,12 @@ class StutteringLog:
         self._inner = inner
         self.ready = inner.ready
 
+    async def raw(self, delivery: Delivery) -> RawMessage | None:
+        return raw_of(delivery.message, 0, delivery.offset)
+
+    def decode(self, raw: RawMessage) -> Message:
+        return decoded(raw)
+
     def acknowledge(self, group: str, delivery: Delivery) -> None:
         if self._world.gives_up(group):
             self._site.lost.add((group, delivery.offset))
@@ -478,6 +511,7 @@ class StutteringLog:
         world = self._world
         delivered: list[Any] = []
         async for delivery in self._inner.consume(group, topics):
+            assert isinstance(delivery, Delivery)
             message = delivery.message
             world.note(self._life, f"{group} <- {message.execution_id}:{message.type}/{message.attempt}")
             if world.happens(world.mix.losses):
