@@ -243,8 +243,6 @@ class RemoteLog:
 
     def acknowledge(self, group: str, delivery: Delivery | UndecodableDelivery) -> None:
         assert isinstance(delivery, PartitionDelivery)
-        if self._world.gives_up(group):
-            self._broker.groups[group].lost.add((delivery.partition, delivery.offset))
         waiting = self._in_flight.get(group, {}).get(delivery.partition, [])
         if delivery.offset in waiting:
             waiting.remove(delivery.offset)

@@ -25,9 +25,6 @@ STEPS = 400_000
 SERVERS = ("blobs", "documents", "executions", "log", "outbox", "pods", "queue", "sagas", "tape", "unit")
 """What can fail by itself, as the traces name it."""
 
-SET_ASIDE = ("message.given_up", "message.failed")
-"""What the consumer loop says just before it acknowledges a message that it could not apply."""
-
 LOOK_S = 0.5
 PAUSES = (
     "tape.append",
@@ -265,8 +262,6 @@ def _silent(world: World) -> Iterator[None]:
     hook = sys.unraisablehook
 
     def read(logger: Any, method: str, event: Any) -> Any:
-        if event["event"] in SET_ASIDE:
-            world.set_aside = event["group"]
         raise structlog.DropEvent
 
     structlog.configure(processors=[read])

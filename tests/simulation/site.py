@@ -228,7 +228,15 @@ class Site:
                 applied = execution.result is not None
             case _:
                 return
-        self.world.require(applied, "I13", f"{group} has acknowledged {message.id} and not applied it")
+        self.world.require(
+            applied or self._is_dead(group, message),
+            "I13",
+            f"{group} has acknowledged {message.id}, neither applied it nor kept it as a dead letter",
+        )
+
+    def _is_dead(self, group: str, message: Message) -> bool:
+        query = "select 1 from dead_letter where consumer_group = ? and message_id = ?"
+        return self.office.execute(query, (group, message.id)).fetchone() is not None
 
     def _may_start(self, key: PodKey) -> str | None:
         """Return why the attempt may not start, None when it may: its lease has to be stored."""
@@ -502,8 +510,6 @@ class StutteringLog:
         return decoded(raw)
 
     def acknowledge(self, group: str, delivery: Delivery) -> None:
-        if self._world.gives_up(group):
-            self._site.lost.add((group, delivery.offset))
         self._inner.acknowledge(group, delivery)
 
     async def consume(self, group: str, topics: Sequence[str]) -> Any:

@@ -71,8 +71,6 @@ class World:
         self.closed = False
         self._echo = echo
         self._down_until_s: dict[str, float] = {}
-        self.set_aside: str | None = None
-        """The group whose next acknowledgement is of a message that was given up."""
         self.calls = 0
         """How many calls the processes made to their servers."""
         self.loop.on_error = self._broken
@@ -121,11 +119,6 @@ class World:
         if mix.tail and not self.calm and random.random() < mix.tail:
             return random.uniform(0.5, TAIL_S)
         return mix.latency_s * 2.0 * random.random()
-
-    def gives_up(self, group: str) -> bool:
-        """Whether the message that `group` acknowledges now was given up, rather than applied."""
-        given_up, self.set_aside = self.set_aside == group, None
-        return given_up
 
     def fail(self, server: str, seconds: float) -> None:
         """Let every call of `server` fail for a while."""
