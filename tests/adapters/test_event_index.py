@@ -21,8 +21,10 @@ ALL = EventFilter()
 MANY = """with recursive n(i) as (select 1 union all select i + 1 from n where i < ?)
     insert into log (topic, key, type, body)
     select 'execution.events.v1', 'e' || i, 'execution.requested', json_object(
-        'project_id', 'p', 'version', 1, 'attempt', 0, 'lang', case i % 1000 when 0 then 'rare' else 'python' end,
-        'at', strftime('%Y-%m-%dT%H:%M:%SZ', 1767605400 + i, 'unixepoch'), 'correlation', json_object('id', 'r' || i)
+        'execution_id', 'e' || i, 'project_id', 'p', 'version', 1, 'attempt', 0,
+        'lang', case i % 1000 when 0 then 'rare' else 'python' end, 'lang_version', '3', 'priority', 'normal',
+        'at', strftime('%Y-%m-%dT%H:%M:%SZ', 1767605400 + i, 'unixepoch'),
+        'correlation', json_object('id', 'r' || i, 'traceparent', '')
     ) from n"""
 
 

@@ -35,7 +35,9 @@ def test_saga_from_before_steps_were_written_down() -> None:
 def test_saga_from_before_steps_were_written_down_comes_to_its_end() -> None:
     begun = sagas.begin(cast(ExecutionRequested, executions.request(an_execution(), START)[0]))
     old = replace(begun, step=SagaStep.MONITOR, due_at=START)
-    (end,) = executions.finish(started(), 1, Outcome(kind=OutcomeKind.CANCELLED), Usage(), 0, START)
+    (end,) = executions.finish(
+        replace(started(), cancel_requested=True), 1, Outcome(kind=OutcomeKind.CANCELLED), Usage(), 0, START
+    )
     saga, _ = sagas.follow(old, end)
     assert (saga.state, [record.step for record in saga.records]) == ("compensating", ["store"])
     saga, _ = sagas.check(saga, START, over(ended(outcome=Outcome(kind=OutcomeKind.CANCELLED))))

@@ -37,24 +37,26 @@ MUTANTS = (
         "A process that dies in between has acknowledged a message that nobody applied.",
         "runtape.runtime.consumer:Consumer._drain",
         """\
-                await self._handle(line[0])
-                self._event_log.acknowledge(self._group, line.popleft())
+                else:
+                    failure = PARKED if self._parked and key in self._parked else await self._try(item)
 """,
         """\
-                self._event_log.acknowledge(self._group, line[0])
-                await self._handle(line.popleft())
+                else:
+                    self._event_log.acknowledge(self._group, item)
+                    failure = PARKED if self._parked and key in self._parked else await self._try(item)
 """,
     ),
     Mutant(
         "no second try",
         "A message whose handler failed for a moment is acknowledged and forgotten.",
-        "runtape.runtime.consumer:Consumer._handle",
+        "runtape.runtime.consumer:Consumer._try",
         """\
-            except Transient as error:
+                if tries >= most:
 """,
         """\
-            except Transient as error:
-                return
+                if transient:
+                    return None
+                if tries >= most:
 """,
     ),
     Mutant(
@@ -202,18 +204,18 @@ MUTANTS = (
         "A reader is sent bytes that no tape holds when the process dies.",
         f"{APPLICATION}.running:Worker._record",
         """\
-                await persistently(lambda batch=records: self._tape.append(key, batch), "tape.append", APPEND_TRIES)
+                await persistently(lambda batch=records: self._tape.append(key, batch), "tape.append")
                 self._announcer.output(key, records)
 """,
         """\
                 self._announcer.output(key, records)
-                await persistently(lambda batch=records: self._tape.append(key, batch), "tape.append", APPEND_TRIES)
+                await persistently(lambda batch=records: self._tape.append(key, batch), "tape.append")
 """,
     ),
     Mutant(
         "the end before the tape",
         "A run's end is stored while its last output is on its way, and is lost with the process.",
-        f"{APPLICATION}.monitoring:PodMonitor.finish",
+        f"{APPLICATION}.monitoring:PodMonitor._finish",
         "if not await persistently(lambda: self._tape.reached(ended.key",
         "if False and not await persistently(lambda: self._tape.reached(ended.key",
     ),
@@ -246,7 +248,7 @@ MUTANTS = (
         "dead by the wall clock",
         "A clock that jumps makes an attempt be taken for dead while it runs.",
         f"{APPLICATION}.sweeping:Sweeper._expire",
-        "if now_s - seen[1] < (LEASE_TTL + LEASE_GRACE).total_seconds():",
+        "if now_s - seen[1] < (self._monitor.lease_ttl + LEASE_GRACE).total_seconds():",
         "if False:",
     ),
     Mutant(
@@ -267,7 +269,7 @@ MUTANTS = (
         "no sweeper",
         "What a lost message or a crash leaves behind stays there.",
         f"{APPLICATION}.sweeping:Sweeper.run",
-        "await self.sweep()",
+        "await self.sweep(LONGEST_WAIT_DUE - jump if jump < timedelta() else timedelta())",
         "pass",
     ),
     Mutant(
@@ -307,11 +309,8 @@ MUTANTS = (
         "a pod's command is sent once",
         "A saga whose command to create was lost waits for ever.",
         f"{SAGA}:check",
-        """\
-        case SagaStep.CREATE if not ended:
-            return _create(saga, saga.attempt, at)
-""",
-        "",
+        "[_command(saga, at)] if deadline.then is Overdue.ASK_AGAIN else []",
+        "[]",
     ),
     Mutant(
         "a restart is told once",

@@ -217,16 +217,16 @@ class ReplaySessionAnswer(Answer):
     created_by: str
     created_at: datetime
     started_at: datetime | None
-    ended_at: datetime | None
-    speed: float | None
+    ended_at: datetime | None = None
+    speed: float | None = None
     preserve_timestamps: bool
     progress: ProgressAnswer
     preview: PreviewAnswer
     errors: list[FaultAnswer] = Field(description=f"the first {FAULTS}; `progress` counts all of them")
     file_bytes: int = Field(description="what can be downloaded so far")
-    digest_before: str | None = Field(description="of a rebuild: the SHA-256 of what was there")
-    digest_after: str | None = Field(description="of a rebuild: the SHA-256 of what is there now")
-    reason: str | None = Field(description="why it failed, or who cancelled it")
+    digest_before: str | None = Field(default=None, description="of a rebuild: the SHA-256 of what was there")
+    digest_after: str | None = Field(default=None, description="of a rebuild: the SHA-256 of what is there now")
+    reason: str | None = Field(default=None, description="why it failed, or who cancelled it")
 
     @classmethod
     def of(cls, session: ReplaySession, now: datetime) -> "ReplaySessionAnswer":
@@ -264,7 +264,7 @@ class ReplaySessionList(Answer):
     model_config = ConfigDict(json_schema_extra={"example": {"sessions": [SESSION], "next_cursor": None}})
 
     sessions: list[ReplaySessionAnswer]
-    next_cursor: str | None
+    next_cursor: str | None = None
 
 
 class EventReplayAnswer(Answer):
@@ -279,5 +279,5 @@ class EventReplayAnswer(Answer):
     dry_run: bool
     total_events: int
     preview: PreviewAnswer
-    session_id: str | None
-    status: SessionStatus | None
+    session_id: str | None = None
+    status: SessionStatus | None = None
