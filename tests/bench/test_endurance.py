@@ -22,6 +22,7 @@ HOLDING = Holding(
 )
 
 
+@pytest.mark.needs("patience")
 @pytest.mark.timeout(120)
 def test_sound_server_does_not_grow(tmp_path: Path) -> None:
     done = subprocess.run(
@@ -44,6 +45,7 @@ def test_sound_server_does_not_grow(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.needs("patience")
 @pytest.mark.timeout(120)
 def test_interrupted_it_tells_what_was_measured_so_far(tmp_path: Path) -> None:
     process = subprocess.Popen(
