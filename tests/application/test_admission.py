@@ -16,7 +16,7 @@ from runtape.adapters.otel.spans import OpenTelemetrySpans
 from runtape.application.submission import Requested
 from runtape.domain.errors import Draining, NotWaiting, QueueFull
 from runtape.domain.events import Priority
-from runtape.domain.ids import EventId, ExecutionId
+from runtape.domain.ids import ExecutionId
 from runtape.domain.saga import GONE, SagaStep
 from runtape.ports.admission import Gate
 from runtape.ports.pod_runtime import PodKey
@@ -80,9 +80,9 @@ async def test_a_changed_priority_is_durable_before_it_is_told(folder: Path) -> 
         def __init__(self, inner: UnitOfWork) -> None:
             self._inner = inner
 
-        async def commit(self, changes: Sequence[Change], handled: frozenset[tuple[EventId, str]]) -> None:
+        async def commit(self, changes: Sequence[Change], handled_by: frozenset[str]) -> None:
             commits.extend(changes)
-            await self._inner.commit(changes, handled)
+            await self._inner.commit(changes, handled_by)
 
     def wrap(stores: Any) -> Any:
         return replace(stores, unit_of_work=Watched(stores.unit_of_work))

@@ -55,13 +55,13 @@ async def test_end_that_cannot_be_stored_for_long_is_stored_in_the_end(
         def __init__(self, inner: Any) -> None:
             self.inner = inner
 
-        async def commit(self, changes: Any, handled: Any = frozenset()) -> None:
+        async def commit(self, changes: Any, handled_by: Any = frozenset()) -> None:
             nonlocal refused
             ends = any(change.document.outcome is not None for change in changes if hasattr(change.document, "outcome"))
             if ends and refused < 100:
                 refused += 1
                 raise Transient("disk full")
-            await self.inner.commit(changes, handled)
+            await self.inner.commit(changes, handled_by)
 
     async with a_world(folder, fused=fused, wrap=lambda s: replace(s, unit_of_work=Full(s.unit_of_work))) as world:
         await world.start()

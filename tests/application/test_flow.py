@@ -118,9 +118,9 @@ async def test_a_fused_run_that_fits_is_accepted_admitted_and_leased_in_one_comm
         def __init__(self, inner: Any) -> None:
             self._inner = inner
 
-        async def commit(self, changes: Any, handled: Any = frozenset()) -> None:
+        async def commit(self, changes: Any, handled_by: Any = frozenset()) -> None:
             commits.append([message.type for change in changes for message in change.messages])
-            await self._inner.commit(changes, handled)
+            await self._inner.commit(changes, handled_by)
 
     async with a_world(folder, wrap=lambda s: replace(s, unit_of_work=Counting(s.unit_of_work))) as world:
         await world.start()
@@ -206,7 +206,7 @@ class TestPerform(EmbeddedStores):
 
     async def test_what_keeps_conflicting_is_given_up_as_transient(self, stores: Stores, flow: Flow) -> None:
         class Never:
-            async def commit(self, changes: Any, handled: Any = frozenset()) -> None:
+            async def commit(self, changes: Any, handled_by: Any = frozenset()) -> None:
                 raise VersionConflict("no")
 
         async def first(documents: Documents) -> Step:
@@ -273,8 +273,8 @@ class TestPerform(EmbeddedStores):
         noted: list[Any] = []
 
         class Noting:
-            async def commit(self, changes: Any, handled: Any = frozenset()) -> None:
-                noted.append(handled)
+            async def commit(self, changes: Any, handled_by: Any = frozenset()) -> None:
+                noted.append(handled_by)
 
         self.tasks = Tasks(lambda name, error: None)
         flow = self.make(stores, unit_of_work=Noting())
@@ -289,7 +289,7 @@ class TestPerform(EmbeddedStores):
             return Step(changes=(replace(execution_change(requested(), []), messages=(command,)),))
 
         await flow.perform(first)
-        assert noted == [{(command.id, "worker")}]
+        assert noted == [{"worker"}]
 
 
 async def test_closing_ends_also_what_the_ending_tasks_start() -> None:

@@ -129,9 +129,7 @@ async def test_a_commit_is_published_at_once_document_by_document() -> None:
     outboxes = Outboxes()
 
     class Storing:
-        async def commit(
-            self, changes: Sequence[Change], handled: frozenset[tuple[EventId, str]] = frozenset()
-        ) -> None:
+        async def commit(self, changes: Sequence[Change], handled_by: frozenset[str] = frozenset()) -> None:
             for change in changes:
                 outboxes.write(key_of(change.document), *change.messages)
 

@@ -357,11 +357,11 @@ async def test_a_place_that_falls_free_before_the_saga_is_stored_is_not_lost(fol
         def __init__(self, inner: Any) -> None:
             self._inner = inner
 
-        async def commit(self, changes: Any, handled: Any = frozenset()) -> None:
+        async def commit(self, changes: Any, handled_by: Any = frozenset()) -> None:
             if any(isinstance(change.document, Saga) and change.document.execution_id == second for change in changes):
                 offered.set()
                 await gate.wait()
-            await self._inner.commit(changes, handled)
+            await self._inner.commit(changes, handled_by)
 
     second = "id-000002"
     capacity = replace(CAPACITY, running=1)

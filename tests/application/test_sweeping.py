@@ -263,8 +263,8 @@ async def test_a_place_is_kept_while_nobody_can_tell_whether_its_saga_was_stored
     """The commit fails, and so does the look at what it did."""
 
     class Failing(Stale):
-        async def commit(self, changes: Any, handled: Any = frozenset()) -> None:
-            await self._inner.commit(changes, handled)  # pyright: ignore[reportAttributeAccessIssue]
+        async def commit(self, changes: Any, handled_by: Any = frozenset()) -> None:
+            await self._inner.commit(changes, handled_by)  # pyright: ignore[reportAttributeAccessIssue]
             sagas.fails = True
             raise Transient("no answer")
 

@@ -196,7 +196,7 @@ class RemoteSagas(Remote):
 class RemoteUnitOfWork(Remote):
     """`UnitOfWork` over a document server: one write after the other."""
 
-    async def commit(self, changes: Sequence[Change], handled: frozenset[tuple[EventId, str]] = frozenset()) -> None:
+    async def commit(self, changes: Sequence[Change], handled_by: frozenset[str] = frozenset()) -> None:
         """Apply `changes` in order; a failure leaves those before it applied."""
         for change in changes:
             await self._call("documents.write", self._server.write, (change,), {})

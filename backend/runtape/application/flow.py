@@ -19,7 +19,7 @@ the log; the handlers are the same.
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from runtape.application.announcing import Announcer
@@ -27,6 +27,7 @@ from runtape.domain.events import ExecutionEvent, Message
 from runtape.domain.execution import Execution, evolve
 from runtape.domain.ids import EventId, ExecutionId
 from runtape.domain.saga import Saga
+from runtape.domain.values import replace
 from runtape.ports.errors import Transient, VersionConflict
 from runtape.ports.stores import Change, Durability, ExecutionStore, SagaStore, UnitOfWork
 
@@ -163,7 +164,6 @@ class _Chain:
     changes: list[Change] = field(default_factory=list[Change])
     effects: list[Effect] = field(default_factory=list[Effect])
     undo: list[Effect] = field(default_factory=list[Effect])
-    handled: set[tuple[EventId, str]] = field(default_factory=set[tuple[EventId, str]])
 
     def add(self, step: Step, cause: EventId | None) -> tuple[Message, ...]:
         """Take over `step`, a reaction to `cause`, and return its messages."""
@@ -202,12 +202,15 @@ class Flow:
         self._tasks = tasks
         self._fused = fused
         self._subscriptions: Subscriptions = {}
-        self._groups: frozenset[str] = frozenset()
+        self._handled_by: frozenset[str] = frozenset()
+        """The groups that have acted on all messages of a chain once it is committed."""
 
     def subscribe(self, subscriptions: Subscriptions) -> None:
         """Set the handlers that run in this process; called once, before the first step."""
         self._subscriptions = subscriptions
-        self._groups = frozenset(subscription.group for handlers in subscriptions.values() for subscription in handlers)
+        if self._fused:
+            # Also those that have no handler for a message, so that the log does not hand it to them in vain.
+            self._handled_by = frozenset(each.group for handlers in subscriptions.values() for each in handlers)
 
     async def perform(self, first: Callable[[Documents], Awaitable[Step]], cause: EventId | None = None) -> Step:
         """Carry out the step that `first` makes, and return it once it is committed.
@@ -223,7 +226,7 @@ class Flow:
                 if self._fused:
                     await self._follow(chain, told)
                 if chain.changes:
-                    await self._unit_of_work.commit(chain.changes, frozenset(chain.handled))
+                    await self._unit_of_work.commit(chain.changes, self._handled_by)
             except VersionConflict:
                 await _undo(chain)
                 continue
@@ -244,12 +247,9 @@ class Flow:
         pending = deque(told)
         while pending:
             message = pending.popleft()
-            # Also for groups that have no handler for it, so that the log does not hand it to them in vain.
-            message_id = message.id
-            chain.handled.update((message_id, group) for group in self._groups)
             for subscription in self._subscriptions.get(message.type, ()):
                 step = await subscription.handler(message, chain.documents)
-                pending.extend(chain.add(step, message_id))
+                pending.extend(chain.add(step, message.id))
 
 
 async def _undo(chain: _Chain) -> None:

@@ -96,17 +96,17 @@ class Relay:
 class RelayingUnitOfWork:
     """`UnitOfWork` over one that stores messages in their documents: what it stored is published at once.
 
-    What `handled` names is published to everybody all the same: without a commit over several documents nobody has
-    acted on a message before it was told.
+    Messages are published to the groups in `handled_by` all the same: without a commit over several documents nobody
+    has acted on a message before it was told.
     """
 
     def __init__(self, inner: UnitOfWork, relay: Relay) -> None:
         self._inner = inner
         self._relay = relay
 
-    async def commit(self, changes: Sequence[Change], handled: frozenset[tuple[EventId, str]] = frozenset()) -> None:
+    async def commit(self, changes: Sequence[Change], handled_by: frozenset[str] = frozenset()) -> None:
         """Store `changes` and publish their messages in the background."""
-        await self._inner.commit(changes, handled)
+        await self._inner.commit(changes, handled_by)
         for change in changes:
             if change.messages:
                 self._relay.soon(key_of(change.document))

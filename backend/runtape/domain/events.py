@@ -5,7 +5,7 @@ Every message is keyed by its execution id, so the messages of one execution are
 message published twice is the same message.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import ClassVar, Self
@@ -13,6 +13,7 @@ from typing import ClassVar, Self
 from runtape.domain.artifact import NO_ARTIFACTS, Artifacts
 from runtape.domain.ids import EventId, ExecutionId, ProjectId
 from runtape.domain.outcome import Outcome, Status, TimelinePoint, Usage
+from runtape.domain.values import replace
 
 EXECUTION_EVENTS = "execution.events.v1"
 POD_COMMANDS = "pod.commands.v1"
@@ -62,7 +63,7 @@ class Correlation:
     traceparent: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Message:
     """What events and commands have in common.  ``attempt`` is 0 where no attempt is meant.
 
@@ -89,7 +90,7 @@ class Message:
         return replace(self, correlation=correlation, causation_id=causation_id)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ExecutionEvent(Message):
     """A step in the life of an execution; `status` is the one that it leads to."""
 
@@ -105,7 +106,7 @@ class ExecutionEvent(Message):
         raise NotImplementedError
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ExecutionRequested(ExecutionEvent):
     """The request was accepted and is durable."""
 
@@ -119,7 +120,7 @@ class ExecutionRequested(ExecutionEvent):
         return Status.QUEUED
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ExecutionStarted(ExecutionEvent):
     """A worker holds the lease of `attempt`; its code is handed over only after this is durable."""
 
@@ -131,7 +132,7 @@ class ExecutionStarted(ExecutionEvent):
         return Status.RUNNING
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ExecutionRestarted(ExecutionEvent):
     """The attempt before `attempt` was lost for a reason of ours and is dead; `attempt` may start.
 
@@ -147,7 +148,7 @@ class ExecutionRestarted(ExecutionEvent):
         return Status.QUEUED
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ExecutionCancelRequested(ExecutionEvent):
     """Somebody asked to end a live attempt; the attempt's own end decides."""
 
@@ -160,7 +161,7 @@ class ExecutionCancelRequested(ExecutionEvent):
         return Status.RUNNING
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ExecutionEnded(ExecutionEvent):
     """The one terminal event of an execution; its subclasses differ in their type alone.
 
@@ -179,35 +180,35 @@ class ExecutionEnded(ExecutionEvent):
         return self.outcome.status
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ExecutionCompleted(ExecutionEnded):
     """The program ended by itself, whatever its exit code."""
 
     type: ClassVar[str] = "execution.completed"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ExecutionFailed(ExecutionEnded):
     """The program was ended by a signal or a limit other than time, or the sandbox failed."""
 
     type: ClassVar[str] = "execution.failed"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ExecutionTimeout(ExecutionEnded):
     """The program used up its CPU or wall time."""
 
     type: ClassVar[str] = "execution.timeout"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ExecutionCancelled(ExecutionEnded):
     """The program was ended, or never started, because somebody asked."""
 
     type: ClassVar[str] = "execution.cancelled"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class ResultStored(ExecutionEvent):
     """The outcome is recorded and the tape is complete: nothing about this execution changes any more."""
 
@@ -220,7 +221,7 @@ class ResultStored(ExecutionEvent):
         return self.outcome.status
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class PodCreate(Message):
     """Start `attempt`, unless it was started before or the execution has ended."""
 
@@ -232,7 +233,7 @@ class PodCreate(Message):
         return EventId(f"{self.execution_id}.create.{self.attempt}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class PodKill(Message):
     """End `attempt`, if it still runs."""
 

@@ -11,8 +11,9 @@ that the command was carried out before or is out of date, which makes every con
 applies one event.  ``version`` counts the events applied.
 """
 
+import dataclasses
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
@@ -37,6 +38,7 @@ from runtape.domain.ids import EventId, ExecutionId, ProjectId, UserId
 from runtape.domain.limits import Limits
 from runtape.domain.outcome import Outcome, OutcomeKind, Status, TimelinePoint, Usage
 from runtape.domain.source import Source
+from runtape.domain.values import replace
 
 MAX_ATTEMPTS = 3
 """Attempts of one execution, the first included, before an infrastructure failure is its outcome."""
@@ -100,7 +102,7 @@ class Lifecycle:
     reason: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Execution:
     """The document of an execution.
 
@@ -192,7 +194,7 @@ def finish(
     if not execution.live or attempt != execution.attempt:
         return []
     if outcome.kind is OutcomeKind.CANCELLED and not execution.cancel_requested:
-        outcome = replace(outcome, kind=OutcomeKind.SANDBOX_ERROR, reason="killed")
+        outcome = dataclasses.replace(outcome, kind=OutcomeKind.SANDBOX_ERROR, reason="killed")
     if outcome.kind is OutcomeKind.SANDBOX_ERROR and not execution.cancel_requested and _may_restart(execution):
         return [
             ExecutionRestarted(

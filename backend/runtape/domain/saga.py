@@ -19,7 +19,7 @@ compensates ``create`` and ``monitor`` alone: the next one is asked for in the s
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum, StrEnum
 from typing import Any, NamedTuple
@@ -38,6 +38,7 @@ from runtape.domain.events import (
 from runtape.domain.execution import Execution
 from runtape.domain.ids import ExecutionId, ProjectId
 from runtape.domain.outcome import Outcome, OutcomeKind, Status
+from runtape.domain.values import replace
 
 CREATE_DUE = timedelta(seconds=30)
 """When an admitted execution that has not started gets its ``pod.create`` again."""
@@ -119,7 +120,7 @@ class StepRecord(NamedTuple):
     compensated_at: datetime | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Saga:
     """The document of a saga.  ``attempt`` is the one that was last asked for.
 

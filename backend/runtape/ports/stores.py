@@ -13,7 +13,7 @@ from typing import Protocol
 
 from runtape.domain.events import Message, Priority
 from runtape.domain.execution import Execution
-from runtape.domain.ids import EventId, ExecutionId, ProjectId, UserId
+from runtape.domain.ids import ExecutionId, ProjectId, UserId
 from runtape.domain.outcome import Status
 from runtape.domain.saga import Saga, SagaState
 from runtape.domain.tape import Record, Stream
@@ -30,7 +30,7 @@ class Durability(Enum):
     POWER = "the loss of power as well"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Change:
     """One conditional write: `document` replaces the version `expected_version` of it (0: there is none)."""
 
@@ -43,11 +43,11 @@ class Change:
 class UnitOfWork(Protocol):
     """Commits changes with their messages."""
 
-    async def commit(self, changes: Sequence[Change], handled: frozenset[tuple[EventId, str]] = frozenset()) -> None:
+    async def commit(self, changes: Sequence[Change], handled_by: frozenset[str] = frozenset()) -> None:
         """Apply `changes` in order, as durably as the strictest of them asks; return when that is so.
 
         Each message is published at least once after its change is stored, in order per execution, except to
-        the consumer groups that `handled` names beside it: they have acted on it in these very changes.
+        the consumer groups `handled_by`: they have acted on all of these messages in these very changes.
         An adapter that can applies all changes or none; else a failure leaves those before it applied.
         Raises: VersionConflict; IdempotencyKeyTaken, when a new execution's key is in use; Transient.
         """

@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 import pytest
 
 from runtape.adapters.embedded.database import Database
-from runtape.domain.ids import EventId
 from tests.clocks import ManualClock
 from tests.contract.embedded.basic import quick_place, sqlite_stores
 from tests.contract.suites.log import GROUP, Reader, publish
@@ -96,7 +95,7 @@ async def test_a_message_that_was_handled_is_not_read_again_when_its_row_comes_f
     stores, database = hooked
 
     async def meanwhile() -> None:
-        await publish(stores, "done", handled=frozenset({(EventId("done.create.1"), GROUP)}))
+        await publish(stores, "done", handled_by=frozenset({GROUP}))
 
     database.after_read = meanwhile
     reader = Reader(stores)

@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from runtape.adapters.embedded.log import SqliteEventLog
 from runtape.domain.events import EXECUTION_EVENTS, POD_COMMANDS
-from runtape.domain.ids import EventId, ExecutionId
+from runtape.domain.ids import ExecutionId
 from runtape.ports.errors import VersionConflict
 from runtape.ports.stores import Change, Durability, IdempotencyKeyTaken
 from tests.application.chaos import InlineDatabase, turns
@@ -110,10 +110,9 @@ class OutboxMachine(RuleBasedStateMachine):
             other = replace(change, document=requested(an_execution(beside)), expected_version=0, messages=())
             changes.append(other)
             fine = fine and beside not in self.versions
-        handled = frozenset((EventId(message.id), group) for message in sent for group in groups)
 
         async def write() -> None:
-            await self.stores.unit_of_work.commit(changes, handled)
+            await self.stores.unit_of_work.commit(changes, groups)
             if note:
                 self.log()._flush()  # pyright: ignore[reportPrivateUsage]
 

@@ -16,7 +16,7 @@ from runtape.adapters.embedded.log import SqliteEventLog
 from runtape.adapters.embedded.replay_store import remove_copies_of_execution
 from runtape.domain.events import Lease
 from runtape.domain.execution import LEASE_GRACE, Execution
-from runtape.domain.ids import EventId, ExecutionId, UserId
+from runtape.domain.ids import ExecutionId, UserId
 from runtape.domain.outcome import Status
 from runtape.domain.saga import STATE_OF, Saga, SagaStep, settled
 from runtape.ports.errors import VersionConflict
@@ -308,7 +308,7 @@ class SqliteUnitOfWork:
         self._sagas = sagas
         self._log = log
 
-    async def commit(self, changes: Sequence[Change], handled: frozenset[tuple[EventId, str]] = frozenset()) -> None:
+    async def commit(self, changes: Sequence[Change], handled_by: frozenset[str] = frozenset()) -> None:
         merged = _merge(changes)
         durable = any(change.durability is Durability.POWER for change in merged)
 
@@ -330,7 +330,7 @@ class SqliteUnitOfWork:
                     self._executions.committed(change.document)
                 else:
                     self._sagas.committed(change.document)
-            self._log.committed(list(zip(written.result(), messages, strict=True)), handled)
+            self._log.committed(list(zip(written.result(), messages, strict=True)), handled_by)
 
         written = self._database.write(work, durable=durable)
         try:

@@ -12,7 +12,6 @@ import msgspec
 from runtape.adapters.embedded.database import Database
 from runtape.domain.dead_letter import RawMessage
 from runtape.domain.events import MESSAGE_TYPES, Correlation, Message
-from runtape.domain.ids import EventId
 from runtape.domain.replay import ReplaySessionId
 from runtape.ports.errors import Poison, Transient
 from runtape.ports.log import Delivery, UndecodableDelivery
@@ -65,15 +64,15 @@ class SqliteEventLog:
         assert last is not None
         return range(last - len(messages) + 1, last + 1)
 
-    def committed(self, rows: Sequence[tuple[int, Message]], handled: frozenset[tuple[EventId, str]]) -> None:
+    def committed(self, rows: Sequence[tuple[int, Message]], handled_by: frozenset[str]) -> None:
         """Hand rows that are now durable to the groups, except to those that have acted on them."""
         if rows:
             self._told = max(self._told, rows[-1][0])
-        for offset, message in rows:
-            message_id = message.id
-            for group in self._groups.values():
+        for group in self._groups.values():
+            done = group.name in handled_by
+            for offset, message in rows:
                 if message.topic in group.topics:
-                    group.offer(offset, message, done=(message_id, group.name) in handled)
+                    group.offer(offset, message, done=done)
         self._schedule_flush()
 
     @staticmethod
