@@ -23,7 +23,7 @@ from runtape.api.routers import (
     health,
     sagas,
 )
-from runtape.api.sse import SEND_TIMEOUT_S, EventStreams
+from runtape.api.sse import EventStreams
 from runtape.application.identity import Identity
 from runtape.application.queries import Queries
 from runtape.application.streaming import Streams
@@ -71,7 +71,6 @@ async def make_app(
     container: AsyncContainer,
     allowances: Mapping[str, Allowance],
     max_body_bytes: int,
-    send_timeout_s: float = SEND_TIMEOUT_S,
 ) -> ASGIApp:
     """Return the whole application over the services in `container`."""
     identity = await container.get(Identity)
@@ -80,6 +79,6 @@ async def make_app(
         identity=identity,
         submissions=await container.get(Submissions),
         queries=await container.get(Queries),
-        streams=EventStreams(await container.get(Streams), send_timeout_s),
+        streams=EventStreams(await container.get(Streams)),
     )
     return Gate(raw, identity, await container.get(RateLimiter), allowances, max_body_bytes)

@@ -15,9 +15,6 @@ from runtape.domain.ids import ExecutionId
 from runtape.ports.live import Subscription, SubscriptionClosed
 
 MEDIA_TYPE = b"text/event-stream"
-SEND_TIMEOUT_S = 30.0
-"""How long a client may leave its socket full before the stream is dropped; it can resume."""
-
 WRITE_BYTES = 64 << 10
 """Frames are joined into writes of about this size."""
 
@@ -62,9 +59,8 @@ def writes(batch: Batch) -> Iterable[tuple[bytes, bool]]:
 class EventStreams:
     """Serves the streams of executions to ASGI connections."""
 
-    def __init__(self, streams: Streams, send_timeout_s: float = SEND_TIMEOUT_S) -> None:
+    def __init__(self, streams: Streams) -> None:
         self._streams = streams
-        self._send_timeout_s = send_timeout_s
 
     async def serve(
         self,
@@ -75,12 +71,12 @@ class EventStreams:
         confirm: Confirm,
         headers: Iterable[tuple[bytes, bytes]] = (),
     ) -> None:
-        """Send the stream from `cursor` until it ends, the client leaves, stops reading or may not read on, or we stop.
+        """Send the stream from `cursor` until it ends, the client leaves or may not read on, or we stop.
 
         The request's body has been received.
         """
         stream, subscription = self._streams.open(execution_id, cursor, confirm)
-        await serve_frames(stream.batches(), subscription, receive, send, self._send_timeout_s, headers)
+        await serve_frames(stream.batches(), subscription, receive, send, headers)
 
 
 class FrameResponse(Response):
@@ -92,7 +88,7 @@ class FrameResponse(Response):
         self._subscription = subscription
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await serve_frames(self._batches, self._subscription, receive, send, SEND_TIMEOUT_S)
+        await serve_frames(self._batches, self._subscription, receive, send)
 
 
 async def serve_frames(
@@ -100,10 +96,12 @@ async def serve_frames(
     subscription: Subscription,
     receive: Receive,
     send: Send,
-    send_timeout_s: float,
     headers: Iterable[tuple[bytes, bytes]] = (),
 ) -> None:
-    """Send `batches`, which wait on `subscription`, until they end, the client leaves or stops reading, or we stop."""
+    """Send `batches`, which wait on `subscription`, until they end, the client leaves or we stop.
+
+    A client that stops reading is one that leaves: the kernel cuts it off (`runtape.runtime.process`).
+    """
     # The server tells a client's leaving through `receive` alone; closing the subscription ends the stream.
     gone = asyncio.ensure_future(_disconnected(receive))
     gone.add_done_callback(lambda _: subscription.close())
@@ -111,11 +109,10 @@ async def serve_frames(
         await send({"type": "http.response.start", "status": 200, "headers": [*_HEADERS, *headers]})
         async for batch in batches:
             for data, more in writes(batch):
-                async with asyncio.timeout(send_timeout_s):
-                    await send({"type": "http.response.body", "body": data, "more_body": more})
+                await send({"type": "http.response.body", "body": data, "more_body": more})
             if gone.done():
                 return
-    except (SubscriptionClosed, TimeoutError):
+    except SubscriptionClosed:
         return
     except asyncio.CancelledError:
         # The server ends so what is left when a shutdown's grace is over: a client that takes nothing more.

@@ -15,12 +15,10 @@ def replace(value: T, /, **changes: object) -> T:
 
     No ``__post_init__`` is run.  Raises: TypeError, for a name that is no field.
     """
+    old = vars(value)
+    fields = old | changes
+    if len(fields) != len(old):
+        raise TypeError(f"{type(value).__name__} has no field {', '.join(sorted(changes.keys() - old.keys()))}")
     copy = object.__new__(type(value))
-    fields = vars(copy)
-    fields.update(vars(value))
-    count = len(fields)
-    fields.update(changes)
-    if len(fields) != count:
-        unknown = ", ".join(sorted(changes.keys() - vars(value).keys()))
-        raise TypeError(f"{type(value).__name__} has no field {unknown}")
+    object.__setattr__(copy, "__dict__", fields)
     return copy
