@@ -7,6 +7,10 @@ runtime of the process before is known to be dead.
 An attempt whose lease has run out by the wall clock may be alive: that clock jumps, and another machine's is off.
 It is taken for dead once its lease was seen unchanged for as long as a lease lasts, with its grace, by this process's
 own monotonic time: whoever held it would have extended it, and its runtime has killed it since.
+
+A ``due_at`` that was written while a wall clock was ahead comes late.  What is due beyond `HORIZON` no right clock has
+written: it is looked at at once, whoever wrote it and whenever.  What lies nearer is found by the process whose clock
+is set back: it notices the jump and looks once at everything that is due within its length.
 """
 
 import asyncio
@@ -103,8 +107,7 @@ class Sweeper:
     async def run(self) -> None:
         """Sweep from time to time; runs until cancelled.
 
-        A wall clock that was set back leaves times behind that do not come for long: then every document is looked
-        after.  One that was set forward makes every blob old, and they have to wait for as long as any request takes.
+        A wall clock that was set forward makes every blob old, and they have to wait for as long as any request takes.
         """
         blobs_at_s = self._clock.monotonic_s() + BLOB_INTERVAL.total_seconds()
         while True:
