@@ -8,6 +8,7 @@ alone.  Theory of operation:
 * The stamps in `.venv` (`runtape.root`: the folder it was made for; a copy of each lock file that is installed) are
   written last and taken away first.  Without `runtape.root` a first install was broken off: `.venv` is made anew.
 * What the locks list is installed with `--require-hashes`; the project itself is linked by a `.pth` file.
+* All of it is compiled to bytecode: where Python may not write it, each start would compile it again.
 * uv is used when it is on PATH, else pip.  Their output goes to `.venv/install.log` and is shown when they fail.
 """
 
@@ -81,6 +82,7 @@ def _make(wanted: Sequence[str]) -> None:
             _create(installer)
         for name in missing:
             _install(installer, name, with_project=name == BASE)
+        _call(str(PYTHON), "-m", "compileall", "-q", str(ROOT / "backend"))
         _build_programs()
     except BaseException:
         print(file=sys.stderr)

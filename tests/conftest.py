@@ -100,7 +100,7 @@ def _server() -> str | None:
 
 
 def _patience() -> str | None:
-    return None if "patience" in _required() else "they take two minutes more; RUNTAPE_REQUIRE=patience runs them"
+    return None if "patience" in _required() else "they take some minutes more; RUNTAPE_REQUIRE=patience runs them"
 
 
 def _mounts() -> str | None:

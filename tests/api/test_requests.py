@@ -14,6 +14,7 @@ from runtape.application.submission import Submission
 from runtape.domain.errors import DomainError
 from runtape.domain.events import Priority
 from runtape.domain.execution import OnInterrupt
+from tests.patience import examples
 
 WHOLE: dict[str, Any] = {
     "script": "print(1)",
@@ -191,7 +192,7 @@ def nearly_right(draw: st.DrawFn) -> Any:
     return document
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(500), deadline=None)
 @given(document=values | st.dictionaries(names, values, max_size=6) | nearly_right())
 def test_any_json_is_decoded_or_refused_with_a_code(document: Any) -> None:
     try:
@@ -210,7 +211,7 @@ def test_any_json_is_decoded_or_refused_with_a_code(document: Any) -> None:
         assert set(document) <= {*WHOLE, "stdin_b64"}
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(data=st.binary(max_size=40), cut=st.integers(0, 400))
 def test_any_bytes_are_decoded_or_refused(data: bytes, cut: int) -> None:
     whole = json.dumps(WHOLE).encode()

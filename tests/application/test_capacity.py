@@ -28,6 +28,7 @@ from tests.application.world import World, a_submission, a_world
 from tests.builders import a_principal
 from tests.clocks import CountingIds, ManualClock
 from tests.contract.embedded.basic import quick_place
+from tests.patience import examples
 
 T = TypeVar("T")
 CAPACITY = Capacity(running=2, running_per_project=2, running_per_lang=2, queued=4, queued_per_project=3, ageing_s=60)
@@ -233,4 +234,4 @@ class CapacityMachine(RuleBasedStateMachine):
 
 
 TestCapacity = CapacityMachine.TestCase
-TestCapacity.settings = settings(max_examples=60, stateful_step_count=20, deadline=None)
+TestCapacity.settings = settings(max_examples=examples(60), stateful_step_count=20, deadline=None)

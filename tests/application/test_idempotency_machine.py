@@ -18,6 +18,7 @@ from tests.application.chaos import Chaos, InlineDatabase, turns
 from tests.application.world import ALICE, World, a_world
 from tests.clocks import CountingIds, ManualClock
 from tests.contract.embedded.basic import quick_place
+from tests.patience import examples
 
 KEYS = st.sampled_from(("x", "y"))
 BODIES = st.sampled_from(("print 1", "print 2"))
@@ -153,4 +154,4 @@ class IdempotencyMachine(RuleBasedStateMachine):
 
 
 TestIdempotencyMachine = IdempotencyMachine.TestCase
-TestIdempotencyMachine.settings = settings(max_examples=60, stateful_step_count=20, deadline=None)
+TestIdempotencyMachine.settings = settings(max_examples=examples(60), stateful_step_count=20, deadline=None)

@@ -20,6 +20,7 @@ from runtape.ports.errors import Transient
 from runtape.runtime import consumer as consumer_module
 from tests.application.dead_letter_office import Item, Office
 from tests.contract.embedded.basic import quick_place
+from tests.patience import examples
 
 T = TypeVar("T")
 KEYS = st.sampled_from("abc")
@@ -177,4 +178,4 @@ class ParkingMachine(RuleBasedStateMachine):
 
 
 TestParking = ParkingMachine.TestCase
-TestParking.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+TestParking.settings = settings(max_examples=examples(60), stateful_step_count=25, deadline=None)

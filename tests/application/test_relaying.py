@@ -18,6 +18,7 @@ from tests.builders import EXECUTION, PROJECT, an_execution
 from tests.clocks import START
 from tests.contract.suites.stores import acceptance, saga_of
 from tests.coroutines import at_once
+from tests.patience import examples
 
 KEY = DocumentKey(DocumentKind.EXECUTION, EXECUTION)
 
@@ -178,4 +179,4 @@ class OutboxMachine(RuleBasedStateMachine):
 
 
 TestOutbox = OutboxMachine.TestCase
-TestOutbox.settings = settings(max_examples=100, stateful_step_count=20, deadline=None)
+TestOutbox.settings = settings(max_examples=examples(100), stateful_step_count=20, deadline=None)

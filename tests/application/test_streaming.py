@@ -29,6 +29,7 @@ from tests.application.world import CAPACITY, World, a_world, body, event_types
 from tests.builders import EXECUTION, EXITED, LEASE_TTL, LOST, records, requested
 from tests.clocks import START, ManualClock
 from tests.contract.embedded.basic import quick_place
+from tests.patience import examples
 
 
 @dataclass
@@ -284,7 +285,7 @@ def tellings(draw: st.DrawFn) -> tuple[list[Fact], list[int]]:
     return story, draw(st.lists(st.integers(-1, len(story) - 1), max_size=3 * len(story)))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(telling=tellings(), lag=st.integers(0, 2))
 async def test_lost_repeated_and_disordered_nudges_cost_nothing_but_time(
     telling: tuple[list[Fact], list[int]], lag: int
@@ -315,7 +316,7 @@ async def test_lost_repeated_and_disordered_nudges_cost_nothing_but_time(
     assert_whole([frame for frame in frames if not (frame.event is None and b"execution_queued" in frame.body)], truth)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(telling=tellings(), cut=st.integers(0, 30))
 async def test_a_dropped_connection_resumes_in_mid_stream(telling: tuple[list[Fact], list[int]], cut: int) -> None:
     """The first reader leaves after any frame, at any state of the run; the second goes on from its last id."""

@@ -26,6 +26,7 @@ SHORT = Plan(runs=60, seconds=0.0, concurrency=4)
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.needs("patience")
 def test_sound_sandbox_leaves_nothing(tmp_path: Path) -> None:
     options = ["--runs", "300", "--seconds", "4", "--json"]
     done = subprocess.run(

@@ -34,8 +34,10 @@ def run(
     (folder / "conftest.py").write_text(CONFTEST)
     (folder / "test_it.py").write_text(text)
     (folder / "pytest.ini").write_text("[pytest]\n")
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-n", workers, str(folder)]
-    env = {**os.environ, "RUNTAPE_REQUIRE": require}
+    # Without the plugins that are not needed, some of which take seconds to import.
+    plugins = ["-p", "no:cacheprovider", "-p", "xdist"]
+    command = [sys.executable, "-m", "pytest", *plugins, "-q", "-n", workers, str(folder)]
+    env = {**os.environ, "RUNTAPE_REQUIRE": require, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     return subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
 
 

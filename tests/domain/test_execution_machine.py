@@ -16,6 +16,7 @@ from runtape.domain.execution import MAX_ATTEMPTS, Execution, OnInterrupt, evolv
 from runtape.domain.outcome import Outcome, OutcomeKind, Status, Usage
 from tests.builders import LEASE_TTL, an_execution, requested
 from tests.clocks import START
+from tests.patience import examples
 
 TERMINAL = {"execution.completed", "execution.failed", "execution.timeout", "execution.cancelled"}
 NEXT = {
@@ -148,6 +149,6 @@ class FailingExecutionMachine(ExecutionMachine):
 
 
 TestExecutionMachine = ExecutionMachine.TestCase
-TestExecutionMachine.settings = settings(max_examples=150, stateful_step_count=25, deadline=None)
+TestExecutionMachine.settings = settings(max_examples=examples(150), stateful_step_count=25, deadline=None)
 TestFailingExecutionMachine = FailingExecutionMachine.TestCase
-TestFailingExecutionMachine.settings = settings(max_examples=50, stateful_step_count=15, deadline=None)
+TestFailingExecutionMachine.settings = settings(max_examples=examples(50), stateful_step_count=15, deadline=None)

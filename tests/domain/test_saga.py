@@ -23,6 +23,7 @@ from runtape.domain.outcome import Outcome, OutcomeKind, Status, Usage
 from runtape.domain.saga import CHECK_DUE, CREATE_DUE, DEADLINES, GONE, Saga, SagaState, SagaStep
 from tests.builders import EXITED, LEASE_TTL, LOST, an_execution, ended, requested, started
 from tests.clocks import START
+from tests.patience import examples
 
 LATER = START + timedelta(seconds=9)
 ORDER = list(SagaStep)
@@ -392,4 +393,4 @@ class SagaMachine(RuleBasedStateMachine):
 
 
 TestSagaMachine = SagaMachine.TestCase
-TestSagaMachine.settings = settings(max_examples=150, stateful_step_count=20, deadline=None)
+TestSagaMachine.settings = settings(max_examples=examples(150), stateful_step_count=20, deadline=None)

@@ -240,6 +240,7 @@ async def laden(serve: Callable[..., Server]) -> AsyncIterator[tuple[Server, Cli
         yield server, client
 
 
+@pytest.mark.needs("patience")
 async def test_an_export_takes_no_memory_however_long_it_is(laden: tuple[Server, Client]) -> None:
     server, client = laden
     sizes: dict[str, int] = {}

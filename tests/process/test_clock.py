@@ -12,7 +12,7 @@ from tests.process.programs import ticking
 from tests.process.trial import Trial
 from tests.process.wall_clock import WallClock
 
-pytestmark = pytest.mark.needs("server", "faketime")
+pytestmark = pytest.mark.needs("patience", "server", "faketime")
 
 
 @pytest.fixture

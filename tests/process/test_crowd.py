@@ -6,7 +6,7 @@ import pytest
 
 from tests.process.trial import Trial
 
-pytestmark = pytest.mark.needs("server")
+pytestmark = pytest.mark.needs("patience", "server")
 
 RUNS = 200
 

@@ -68,6 +68,7 @@ async def until_ready(client: Client) -> None:
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.needs("patience")
 async def test_disk_that_refuses_for_a_while_costs_no_run_and_no_byte(trial: Trial) -> None:
     running = [trial.submit(f"running-{number}", ticking(20, 0.1, number)) for number in range(8)]
     waiting = [trial.submit(f"waiting-{number}", ticking(1, 0.01, number)) for number in range(8)]
@@ -139,7 +140,7 @@ def fill(path: Path, but_bytes: int = 0) -> None:
         file.truncate(file.tell() - but_bytes)
 
 
-@pytest.mark.needs("mounts")
+@pytest.mark.needs("mounts", "patience")
 @pytest.mark.timeout(90)
 async def test_disk_that_is_read_only_at_the_start_is_told_and_nothing_is_lost(
     mounted: Path, tmp_path: Path, temporary: Path
@@ -171,7 +172,7 @@ async def test_disk_that_is_read_only_at_the_start_is_told_and_nothing_is_lost(
         server.close()
 
 
-@pytest.mark.needs("mounts")
+@pytest.mark.needs("mounts", "patience")
 @pytest.mark.timeout(60)
 async def test_server_starts_on_a_disk_that_is_full(mounted: Path, tmp_path: Path, temporary: Path) -> None:
     server = Server(mounted / "data", **EIGHT_PLACES)

@@ -30,6 +30,7 @@ def hasty(tmp_path: Path) -> Iterator[Server]:
 
 
 @pytest.mark.timeout(90)
+@pytest.mark.needs("patience")
 async def test_server_that_slept_through_its_leases_runs_nothing_beside_itself(
     hasty: Server, tmp_path: Path, temporary: Path
 ) -> None:

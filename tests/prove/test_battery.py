@@ -36,6 +36,7 @@ def failed_of(report: dict[str, Any]) -> set[str]:
     return {case["id"] for case in report["cases"] if case["verdict"] == "failed"}
 
 
+@pytest.mark.needs("patience")
 def test_battery_fails_only_where_it_is_known_to(tmp_path: Path) -> None:
     done = subprocess.run(
         [*COMMAND, "prove", "--json", "--data", str(tmp_path / "none")],

@@ -26,6 +26,7 @@ from tests.clocks import ManualClock
 from tests.contract.embedded.basic import quick_place, sqlite_stores
 from tests.contract.suites.log import Reader, commands
 from tests.contract.suites.stores import Stores
+from tests.patience import examples
 
 GROUPS = ("early", "late")
 NAMES = ("a", "b", "c")
@@ -228,4 +229,4 @@ async def _call(function: Callable[[], object]) -> None:
 
 
 TestOutboxMachine = OutboxMachine.TestCase
-TestOutboxMachine.settings = settings(max_examples=100, stateful_step_count=25, deadline=None)
+TestOutboxMachine.settings = settings(max_examples=examples(100), stateful_step_count=25, deadline=None)

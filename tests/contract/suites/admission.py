@@ -18,6 +18,7 @@ from runtape.domain.ids import ExecutionId, ProjectId
 from runtape.ports.admission import AdmissionQueue, Capacity, Entry, Gate
 from runtape.ports.clock import Clock
 from tests.clocks import START, ManualClock
+from tests.patience import examples
 
 T = TypeVar("T")
 ORDER = list(Priority)
@@ -528,5 +529,5 @@ def admission_machine(make: Callable[[Capacity, Clock], AdmissionQueue]) -> Any:
             self.loop.close()
 
     case = AdmissionMachine.TestCase
-    case.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+    case.settings = settings(max_examples=examples(100), stateful_step_count=30, deadline=None)
     return case
