@@ -267,6 +267,7 @@ class TestControl:
         assert page["next_cursor"] == names[1]
         assert await listed(f"limit=2&cursor={page['next_cursor']}") == [names[0]]
 
+    @pytest.mark.needs("patience")
     @pytest.mark.parametrize("target", ["log", "file"])
     async def test_killed_in_the_middle_it_goes_on_and_repeats_nothing(
         self, serve: Callable[..., Server], server: Server, target: str

@@ -270,18 +270,13 @@ def missing(places: Sequence[Place], died_at: set[Place]) -> list[Place]:
     return [(kind, 1) for kind in dict.fromkeys(kind for kind, _ in places) if kind not in found]
 
 
-WITH_PATIENCE = pytest.mark.needs("patience")
-
-
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(
     ("name", "fused"),
     [
-        *(pytest.param(name, True, id=f"{name}-fused") for name in STORIES),
-        *(
-            pytest.param(name, False, id=f"{name}-stepwise", marks=() if name == WHOLE else WITH_PATIENCE)
-            for name in STORIES
-        ),
+        pytest.param(name, fused, id=f"{name}-{way}", marks=() if name == WHOLE else pytest.mark.needs("patience"))
+        for name in STORIES
+        for way, fused in (("fused", True), ("stepwise", False))
     ],
 )
 async def test_accepted_executions_end_exactly_once_wherever_the_service_dies(
@@ -330,9 +325,8 @@ async def test_accepted_executions_end_exactly_once_wherever_the_service_dies(
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize(
-    "fused", [pytest.param(True, id="fused"), pytest.param(False, id="stepwise", marks=WITH_PATIENCE)]
-)
+@pytest.mark.needs("patience")
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "stepwise"])
 @pytest.mark.parametrize("first", ["after PodRuntime.start", "before TapeStore.reached"])
 async def test_accepted_executions_end_exactly_once_wherever_their_recovery_dies(
     folder: Path, fused: bool, first: str

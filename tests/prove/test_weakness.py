@@ -47,6 +47,7 @@ def test_strong_sandbox_holds(capfd: pytest.CaptureFixture[str], tmp_path: Path)
     ],
     ids=["filter", "network", "mounts", "capabilities", "descriptors", "watch", "links", "teardown"],
 )
+@pytest.mark.needs("patience")
 def test_dropped_layer_is_caught(
     weakness: Weakness,
     layer: str,

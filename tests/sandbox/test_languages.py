@@ -229,6 +229,7 @@ async def test_memory_limit_stops_it(sandbox: LocalSandbox, language: Language) 
     assert 60 << 20 < result.usage.peak_memory_bytes < 256 << 20
 
 
+@pytest.mark.needs("patience")
 @every_language
 async def test_ten_megabytes_of_output_are_kept_byte_for_byte(sandbox: LocalSandbox, language: Language) -> None:
     result = await language.run(sandbox, "flood", limits=Limits(output_bytes=len(FLOOD), wall_s=30, cpu_s=30))

@@ -242,6 +242,7 @@ async def test_set_that_is_too_large_is_told(way: str, tmp_path: Path, index: In
         assert layers_in(tmp_path) == set()
 
 
+@pytest.mark.needs("patience")
 async def test_bomb_of_files_is_stopped_while_it_unfolds(way: str, tmp_path: Path, index: Index) -> None:
     index.add(wheel("bomb", "1.0", {f"part{number}": bytes(1 << 20) for number in range(300)}))
     async with LocalSandbox(tmp_path, **WAYS[way], packages=options(index, max_bytes=2 << 20)) as sandbox:

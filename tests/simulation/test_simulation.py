@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENT
 from tests.simulation.faults import Mode
 from tests.simulation.hunting import hunt
 from tests.simulation.mutants import MUTANTS, planted
@@ -16,7 +17,7 @@ from tests.simulation.world import World
 
 ROOT = Path(__file__).parents[2]
 BATCH = 15
-BATCHES = 20
+BATCHES = 20 if PATIENT else 6
 
 
 @pytest.mark.parametrize("batch", range(BATCHES))

@@ -96,8 +96,8 @@ class ReplayRunner:
         session = await self._sessions.get(session_id)
         if session is None:
             return
-        session = await self._commit(session, replay.take_up(session, self._clock.now()))
         pacing = _Pacing(session, self._clock)
+        session = await self._commit(session, replay.take_up(session, self._clock.now()))
         try:
             while session.status is SessionStatus.RUNNING:
                 session = await self._step(session, pacing)
