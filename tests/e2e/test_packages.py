@@ -19,16 +19,19 @@ WAITED_S = 20.0
 Serve = Callable[..., Server]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def index() -> Iterator[Index]:
     with open_index() as index:
         index.add(wheel("one", "1.0", {"one.py": "version = '1.0'\n"}))
         yield index
 
 
-@pytest.fixture
-def served(serve: Serve, index: Index) -> Server:
-    return serve(simulated=False, packages__index_url=index.url.replace("//", "//somebody:s3cr3t-w0rd@"))
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory, index: Index) -> Iterator[Server]:
+    data = tmp_path_factory.mktemp("packages") / "data"
+    server = Server(data, packages__index_url=index.url.replace("//", "//somebody:s3cr3t-w0rd@")).start()
+    yield server
+    server.close()
 
 
 async def until_resolving(server: Server, begun: Any) -> None:
@@ -93,19 +96,20 @@ async def test_cancel_while_resolving(served: Server, index: Index) -> None:
         assert (result["status"], result["outcome"]["phase"]) == ("cancelled", "resolve")
 
 
-async def test_server_that_dies_while_resolving_leaves_nothing_and_its_run_is_run(served: Server, index: Index) -> None:
-    index.add(wheel("slow"))
-    begun = index.hold("slow")
-    async with served.client() as client:
-        execution = await client.execute("import slow; print('ran')", requirements=["slow"])
-        await until_resolving(served, begun)
-    served.kill()
-    index.let("slow")
-    served.start()
-    async with served.client() as client:
+async def test_server_that_dies_while_resolving_leaves_nothing_and_its_run_is_run(serve: Serve, index: Index) -> None:
+    index.add(wheel("late"))
+    begun = index.hold("late")
+    server = serve(simulated=False, packages__index_url=index.url)
+    async with server.client() as client:
+        execution = await client.execute("import late; print('ran')", requirements=["late"])
+        await until_resolving(server, begun)
+    server.kill()
+    index.let("late")
+    server.start()
+    async with server.client() as client:
         await ran(client, execution)
-    served.stop()
-    layers = [path for path in (served.data / "packages" / "layers").iterdir() if not list(path.glob("slow.py"))]
+    server.stop()
+    layers = [path for path in (server.data / "packages" / "layers").iterdir() if not list(path.glob("late.py"))]
     assert layers == []
 
 
