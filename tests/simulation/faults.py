@@ -73,6 +73,11 @@ class Mix:
     """When the faults end."""
 
     @property
+    def stepwise(self) -> bool:
+        """Whether messages come back through the embedded log."""
+        return self.mode is Mode.STEPWISE
+
+    @property
     def harmless(self) -> bool:
         """Whether nothing here can cost a run an attempt."""
         stopped = self.crashes or self.pauses or self.stops or self.jumps
@@ -109,7 +114,7 @@ def draw_mix(random: Random) -> Mix:
     return Mix(
         mode=mode,
         processes=random.randint(2, 3) if cluster else 1,
-        split=cluster and random.random() < 0.4,
+        split=cluster and random.random() < 0.5,
         clients=random.randint(2, 6),
         capacity=Capacity(
             running=running,
@@ -124,7 +129,7 @@ def draw_mix(random: Random) -> Mix:
         refusals=sometimes(0.1, 0.5, off=0.6),
         outages=some(3, off=0.6),
         crashes=some(4, off=0.35),
-        pauses=some(2, off=0.5),
+        pauses=some(2, off=0.35),
         stops=some(2, off=0.7),
         jumps=some(3),
         skew_s=sometimes(0.5, 2.0),

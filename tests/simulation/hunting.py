@@ -2,12 +2,15 @@
 
 import os
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import count, islice
 from multiprocessing import get_context
 
 from tests.simulation.mutants import MUTANTS, Mutant, planted
 from tests.simulation.simulation import run_seed
+from tests.simulation.world import mix_of
 
 SEEDS = 200
 TO_KILL = 0.95
@@ -27,11 +30,16 @@ def hunt(mutant: Mutant, seeds: int = SEEDS) -> Hunt:
     """Run seeds with `mutant` planted until an invariant does not hold."""
     begun_s = time.monotonic()
     with planted(mutant):
-        for seed in range(seeds):
+        for seed in islice(_showing(mutant), seeds):
             ran = run_seed(seed)
             if ran.violation is not None:
                 return Hunt(mutant.name, seed, str(ran.violation), time.monotonic() - begun_s)
     return Hunt(mutant.name, None, "", time.monotonic() - begun_s)
+
+
+def _showing(mutant: Mutant) -> Iterator[int]:
+    """Yield the seeds of the worlds in which the mutant can show."""
+    return (seed for seed in count() if all(getattr(mix_of(seed), name) for name in mutant.only))
 
 
 def hunt_all() -> int:

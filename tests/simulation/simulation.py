@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -29,6 +29,7 @@ LOOK_S = 0.5
 PAUSES = (
     "tape.append",
     "tape.append",
+    "tape.append",
     "tape.reached",
     "tape.reached",
     "pods.start",
@@ -37,6 +38,11 @@ PAUSES = (
     "executions.extend_lease",
 )
 """Calls before which it matters most that a process stands still."""
+
+AT_A_CALL_S = (100.0, 150.0)
+"""How long it stands still there: for so long that its attempts are taken for lost."""
+
+AT_ANY_MOMENT_S = (1.0, 4.0, 40.0, 100.0, 150.0)
 
 GRACE_S = 1500.0
 """The time in which everything must come to its end once the faults have ended: an attempt that was lost is taken up
@@ -96,13 +102,17 @@ class Simulation:
         ]
 
     def _share_out(self) -> dict[Machine, list[Role]]:
-        """Say which machine runs which roles; who starts programs also tells of their ends."""
+        """Say which machine runs which roles."""
         if not self.world.mix.split:
             return {machine: list(Role) for machine in self.machines}
         random = self.world.random
         shared: dict[Machine, list[Role]] = {machine: [] for machine in self.machines}
         for role in Role:
             holders = random.sample(self.machines, random.randint(1, len(self.machines)))
+            if role is Role.POD_MONITOR and random.random() < 0.5:
+                # Apart from the sweeper: who has heard of a pod's end does not take its attempt for lost.
+                apart = [machine for machine in self.machines if Role.SAGA_ORCHESTRATOR not in shared[machine]]
+                holders = apart or holders
             for machine in holders:
                 shared[machine].append(role)
         return shared
@@ -146,10 +156,10 @@ class Simulation:
         if not self.world.calm and self.world.mix.crashes and random.random() < 0.3:
             life.dies_at_call = random.randrange(1, 400)
         service = Service(self.site, life, self._roles[machine])
-        if not self.world.calm and self.world.mix.pauses and random.random() < 0.5:
+        if not self.world.calm and self.world.mix.pauses and random.random() < 0.7:
             life.pauses_at = random.choice(PAUSES)
         life.on_death = lambda: self._kill(machine, service)
-        life.on_pause = lambda: self._stand_still(life)
+        life.on_pause = lambda: self._stand_still(life, AT_A_CALL_S)
         self._running[machine] = service
         self.site.services.append(service)
         self.world.note(life, f"starts as {service.owner} with {', '.join(service.roles)}")
@@ -195,12 +205,12 @@ class Simulation:
     def _pause(self) -> None:
         """Stop a process as SIGSTOP does, for long enough that its leases run out, or not."""
         if (chosen := self._any()) is not None:
-            self._stand_still(chosen[1].life)
+            self._stand_still(chosen[1].life, AT_ANY_MOMENT_S)
 
-    def _stand_still(self, life: Life) -> None:
+    def _stand_still(self, life: Life, lengths_s: Sequence[float]) -> None:
         self.world.note(life, "is paused")
         self.world.loop.pause(life)
-        self.world.loop.in_world(self.world.random.choice((1.0, 4.0, 40.0, 100.0, 150.0)), self._resume, life)
+        self.world.loop.in_world(self.world.random.choice(lengths_s), self._resume, life)
 
     def _resume(self, life: Life) -> None:
         if life.paused:

@@ -55,12 +55,17 @@ class SimulatedClock:
         self.off = timedelta(seconds=off_s)
 
 
+def mix_of(seed: int) -> Mix:
+    """Return what may go wrong in the world of a seed."""
+    return draw_mix(Random(f"mix {seed}"))
+
+
 class World:
     """What everything in a simulation shares."""
 
     def __init__(self, seed: int, echo: Callable[[str], None] | None = None) -> None:
         self.seed = seed
-        self.mix: Mix = draw_mix(Random(f"mix {seed}"))
+        self.mix = mix_of(seed)
         self.random = Random(f"world {seed}")
         self.loop = SimulatedLoop(self.random)
         self.ids = CountingIds()
