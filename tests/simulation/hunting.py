@@ -31,7 +31,7 @@ def hunt(mutant: Mutant, seeds: int = SEEDS) -> Hunt:
     begun_s = time.monotonic()
     with planted(mutant):
         for seed in islice(_showing(mutant), seeds):
-            ran = run_seed(seed)
+            ran = run_seed(seed, traced=False)
             if ran.violation is not None:
                 return Hunt(mutant.name, seed, str(ran.violation), time.monotonic() - begun_s)
     return Hunt(mutant.name, None, "", time.monotonic() - begun_s)

@@ -56,7 +56,8 @@ class Remote:
         last = is_last(world, life)
         if life.pauses_at == label and not world.calm:
             await stand_still(life)
-        world.note(life, f"{label} {brief(given)}")
+        if world.traced:
+            world.note(life, f"{label} {brief(given)}")
         if last and world.random.random() < 0.5:
             return await die(life)
         failing = Failing.NOT if sure else world.failing(label)
@@ -129,7 +130,8 @@ class Local:
         last = is_last(world, life)
         if life.pauses_at == label and not world.calm:
             await stand_still(life)
-        world.note(life, f"{label} {brief(given)}")
+        if world.traced:
+            world.note(life, f"{label} {brief(given)}")
         if last and world.random.random() < 0.5:
             return await die(life)
         failing = world.failing(label)

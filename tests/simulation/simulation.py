@@ -62,9 +62,9 @@ class Ran:
     virtual_s: float
 
 
-def run_seed(seed: int, echo: Callable[[str], None] | None = None) -> Ran:
-    """Run one seed; the same seed gives the same trace."""
-    world = World(seed, echo)
+def run_seed(seed: int, echo: Callable[[str], None] | None = None, *, traced: bool = True) -> Ran:
+    """Run one seed; the same seed gives the same trace, if it is `traced`."""
+    world = World(seed, echo, traced=traced)
     with _silent(world):
         try:
             world.note("world", str(world.mix))

@@ -63,8 +63,10 @@ def mix_of(seed: int) -> Mix:
 class World:
     """What everything in a simulation shares."""
 
-    def __init__(self, seed: int, echo: Callable[[str], None] | None = None) -> None:
+    def __init__(self, seed: int, echo: Callable[[str], None] | None = None, *, traced: bool = True) -> None:
         self.seed = seed
+        self.traced = traced
+        """Whether anybody wants the trace, which takes a tenth of a seed's time."""
         self.mix = mix_of(seed)
         self.random = Random(f"world {seed}")
         self.loop = SimulatedLoop(self.random)
@@ -82,7 +84,7 @@ class World:
 
     def note(self, who: object, what: str) -> None:
         """Add a line to the trace, until the world is closed."""
-        if self.closed:
+        if self.closed or not self.traced:
             return
         line = f"{self.loop.time():11.6f} {who} {what}"
         self.trace.append(line)
