@@ -145,6 +145,7 @@ async def test_drain_refuses_what_is_new_and_tells_when_nothing_runs(small: Serv
     assert (state["gate"], state["drained"], state["active_count"], state["queue_depth"]) == ("draining", False, 1, 1)
     answer = await admin.post("/execute", json=BODY)
     assert_problem(answer, 503, "draining")
+    assert answer.json()["retry_after_s"] == int(answer.headers["retry-after"]) == 30
     assert_problem(await admin.post(f"/executions/{first}/retry"), 409, "not_terminal")
     assert await admin.execute("print 2", key="second") == second, "what was accepted stays so"
     drained = asyncio.ensure_future(change(admin, "drain", wait_s=30))

@@ -52,7 +52,7 @@ class SimulatedDatabase(Database):
 
     def _write(self, work: Callable[[sqlite3.Connection], T], future: "asyncio.Future[T]") -> None:
         self._told_s = max(self._told_s, self._world.loop.time() + self._world.way_s())
-        self._carry_out(work, future, self._told_s)
+        self._carry_out(lambda _: self._whole_or_not(work), future, self._told_s)
 
     def read(self, work: Callable[[sqlite3.Connection], T]) -> "asyncio.Future[T]":
         """Do `work` on what is committed at some moment before the answer."""
@@ -64,15 +64,22 @@ class SimulatedDatabase(Database):
     def _read(self, work: Callable[[sqlite3.Connection], T], future: "asyncio.Future[T]") -> None:
         self._carry_out(work, future, self._world.loop.time() + self._world.way_s())
 
+    def _whole_or_not(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        self._connection.execute("savepoint unit")
+        try:
+            return work(self._connection)
+        except BaseException:
+            self._connection.execute("rollback to unit")
+            raise
+        finally:
+            self._connection.execute("release unit")
+
     def _carry_out(self, work: Callable[[sqlite3.Connection], T], future: "asyncio.Future[T]", told_s: float) -> None:
         value, error = None, None
-        self._connection.execute("savepoint unit")
         try:
             value = work(self._connection)
         except Exception as raised:
             error = raised
-            self._connection.execute("rollback to unit")
-        self._connection.execute("release unit")
         self._world.loop.call_at(told_s, _settle, future, value, error, context=self._life.context)
 
     def _future(self) -> "asyncio.Future[T]":

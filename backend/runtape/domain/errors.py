@@ -151,9 +151,10 @@ class NotWaiting(DomainError):
 
 
 class Draining(DomainError):
-    """The operator lets nothing more in, so that what is here can end."""
+    """The operator lets nothing more in, so that what is here can end: try here later, or elsewhere."""
 
     code = "draining"
+    retry_after_s = 30
 
 
 class DeadLetterBlocked(DomainError):
