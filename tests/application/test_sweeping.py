@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
+from runtape.application import sweeping
 from runtape.domain import execution as executions
 from runtape.domain.events import ExecutionEvent, Priority, StoredResult
 from runtape.domain.execution import LEASE_GRACE, Execution, OnInterrupt, evolve_all
@@ -417,19 +419,22 @@ async def test_an_execution_that_started_since_it_was_found_overdue_is_left_alon
     assert world.pods.started == [PodKey(execution_id, 1)]
 
 
-async def test_a_document_that_cannot_be_looked_after_does_not_hold_up_the_others(folder: Path) -> None:
+@pytest.mark.parametrize("count", [1, sweeping.PAGE, 2 * sweeping.PAGE])
+async def test_documents_that_cannot_be_looked_after_do_not_hold_up_the_others(folder: Path, count: int) -> None:
     class Broken(Stale):
         async def defer(self, execution: Execution, due_at: datetime) -> None:
-            if execution.id == "bad":
+            if execution.id.startswith("bad"):
                 raise RuntimeError("broken")
             await self._inner.defer(execution, due_at)
 
     async with a_world(folder, wrap=lambda s: replace(s, executions=Broken(s.executions))) as world:
         await world.start()
-        bad = waiting(due_at=None)
-        await leave(world, replace(requested(replace(bad, version=0, history=())), id=ExecutionId("bad")), waiting())
-        world.clock.advance(31)
-        await world.sweeper.sweep()
+        await leave(world, *(requested(an_execution(f"bad-{number}")) for number in range(count)))
+        await leave(world, replace(waiting(), due_at=START + timedelta(seconds=31)))
+        world.clock.advance(32)
+        with capture_logs() as logged:  # a printed traceback takes a third of a second
+            await world.sweeper.sweep()
+        assert [entry["event"] for entry in logged].count("sweep.document_failed") == count
         await assert_over(world, AGAIN, 1)
 
 

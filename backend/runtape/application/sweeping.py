@@ -14,8 +14,10 @@ is set back: it notices the jump and looks once at everything that is due within
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from datetime import timedelta
+from operator import attrgetter
+from typing import TypeVar
 
 import structlog
 
@@ -33,6 +35,8 @@ from runtape.ports.errors import Transient
 from runtape.ports.stores import BlobStore, ExecutionStore, SagaStore
 
 log = structlog.get_logger(__name__)
+
+D = TypeVar("D", Execution, Saga)
 
 SWEEP_INTERVAL_S = 5.0
 PAGE = 200
@@ -134,20 +138,14 @@ class Sweeper:
         """Look after every document whose time has come, or comes within `early`."""
         now = self._clock.now() + early
         beyond = now + HORIZON
-        seen: set[ExecutionId] = set()
         before, self._overdue = self._overdue, {}
-        while fresh := [each for each in await self._executions.due(now, PAGE, beyond) if each.id not in seen]:
-            for execution in fresh:
-                seen.add(execution.id)
-                if execution.lease is not None:
-                    await self._apart(self._expire(execution.id, execution.lease, before.get(execution.id)), execution)
-                else:
-                    await self._apart(self._look_after(execution), execution)
-        seen.clear()
-        while unseen := [each for each in await self._sagas.due(now, PAGE, beyond) if each.execution_id not in seen]:
-            for saga in unseen:
-                seen.add(saga.execution_id)
-                await self._apart(self._admission.check(saga.execution_id), saga)
+        async for execution in _each(lambda limit: self._executions.due(now, limit, beyond), attrgetter("id")):
+            if execution.lease is not None:
+                await self._apart(self._expire(execution.id, execution.lease, before.get(execution.id)), execution)
+            else:
+                await self._apart(self._look_after(execution), execution)
+        async for saga in _each(lambda limit: self._sagas.due(now, limit, beyond), attrgetter("execution_id")):
+            await self._apart(self._admission.check(saga.execution_id), saga)
         await self._admission.reconcile()
 
     async def _expire(self, execution_id: ExecutionId, lease: Lease, seen: tuple[Lease, float] | None) -> None:
@@ -212,6 +210,26 @@ class Sweeper:
             await self._admission.restart(execution.id, execution.attempt + 1)
         else:
             await self._admission.requeue(saga)
+
+
+async def _each(due: Callable[[int], Awaitable[Sequence[D]]], id_of: Callable[[D], ExecutionId]) -> AsyncIterator[D]:
+    """Yield each document that is due, once; `due` gives the first so many.
+
+    One that was looked after has moved on, mostly.  Those that stay come first again: more is asked for then, so that
+    they keep nobody behind them waiting.
+    """
+    seen: set[ExecutionId] = set()
+    limit = PAGE
+    while True:
+        page = await due(limit)
+        fresh = [document for document in page if id_of(document) not in seen]
+        for document in fresh:
+            seen.add(id_of(document))
+            yield document
+        if not fresh:
+            if len(page) < limit:
+                return
+            limit += PAGE
 
 
 def _ahead_s(clock: Clock) -> float:
