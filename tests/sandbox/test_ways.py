@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import structlog
+from structlog.testing import capture_logs
 
 from runtape.adapters.sandbox import LocalSandbox, local, native, runtimes
 from runtape.adapters.sandbox.keeper_process import KeeperProcess
@@ -40,6 +41,26 @@ async def lose_zygotes(own_sandbox: LocalSandbox) -> None:
     assert b"down" in b"".join([record.data async for batch in own_sandbox.records(key) for record in batch])
     await own_sandbox.remove(key)
     await is_made(own_sandbox, "forked")
+
+
+async def test_loss_of_a_zygote_with_many_boxes_in_the_making_is_one_loss(tmp_path: Path) -> None:
+    async with LocalSandbox(tmp_path) as sandbox:
+        await is_made(sandbox, "forked")
+        zygotes = [pid for pid in descendants(os.getpid()) if is_zygote(pid)]
+        for pid in zygotes:
+            os.kill(pid, signal.SIGSTOP)
+        waiting = [asyncio.create_task(run(sandbox, f"print({n})")) for n in range(24)]
+        with capture_logs() as logged:
+            while not any(entry["event"] == "sandbox.box_failed" for entry in logged):
+                for pid in zygotes:
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                await asyncio.sleep(0.05)
+            assert [result.text for result in await asyncio.gather(*waiting)] == [str(n) for n in range(24)]
+            await is_made(sandbox, "forked")
+        failed = [entry["failures"] for entry in logged if entry["event"] == "sandbox.box_failed"]
+        assert len(failed) > 1
+        assert set(failed) == {1}
 
 
 async def test_zygote_that_hangs_holds_up_nobody_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

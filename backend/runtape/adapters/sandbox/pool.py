@@ -86,6 +86,9 @@ class BoxPool:
         self._resting: dict[str, float] = {}
         """Interpreters that could not be had, with the loop's time at which to try again."""
         self._failures_of: defaultdict[str, int] = defaultdict(int)
+        self._same_loss: defaultdict[str, int] = defaultdict(int)
+        """Boxes of an interpreter that were under way when a failure was counted: a zygote takes all of them with it,
+        and is lost once."""
         self._taken: dict[int, tuple[ArmedBox, Callable[[wire.Reaped], None]]] = {}
         self._orphans: set[ArmedBox] = set()
         """Boxes of a lost keeper whose death is awaited here, as nobody else tells it."""
@@ -126,6 +129,7 @@ class BoxPool:
             raise
         self._warm.clear()
         self._failures_of.clear()
+        self._same_loss.clear()
         self._resting.clear()
         self._refused = None
         self._kept = {self._standard._replace(interpreter=""): math.inf}
@@ -345,6 +349,7 @@ class BoxPool:
             shape, number = wire.Shape(*fields[:3]), fields[3]
             self._asked_for[shape] -= 1
             self._failures_of[shape.interpreter] = 0
+            self._same_loss[shape.interpreter] = max(self._same_loss[shape.interpreter] - 1, 0)
             self._warm.add(shape.interpreter)
             self._offer(ArmedBox(number, shape, fds))
         elif kind == "point":
@@ -391,7 +396,13 @@ class BoxPool:
 
     def _on_unarmed(self, shape: wire.Shape, what: str) -> None:
         self._asked_for[shape] -= 1
-        self._failures_of[shape.interpreter] += 1
+        if self._same_loss[shape.interpreter]:
+            self._same_loss[shape.interpreter] -= 1
+        else:
+            self._failures_of[shape.interpreter] += 1
+            if shape.interpreter:
+                under_way = (count for each, count in self._asked_for.items() if each.interpreter == shape.interpreter)
+                self._same_loss[shape.interpreter] = sum(under_way)
         failures = self._failures_of[shape.interpreter]
         log.warning("sandbox.box_failed", interpreter=shape.interpreter, reason=what, failures=failures)
         if shape.interpreter and failures >= _INTERPRETER_FAILURES:
