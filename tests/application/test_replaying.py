@@ -13,6 +13,7 @@ from runtape.application import replay_runner
 from runtape.domain.errors import NotFound, SessionStateConflict
 from runtape.domain.events import EXECUTION_EVENTS, POD_COMMANDS, Message
 from runtape.domain.ids import ExecutionId
+from runtape.domain.outcome import Status
 from runtape.domain.replay import Pace, ReplaySession, ReplaySessionId, Selection, SessionStatus, Target
 from runtape.ports.errors import Transient
 from runtape.ports.log import Delivery
@@ -130,8 +131,11 @@ class TestToTheLog:
         async with a_world(tmp_path, fused=fused) as world:
             await begun(world)
             ids = [await world.submit("print a\nwait go") for _ in range(6)]  # two more than there are places
-            for each in ids[:4]:
-                await world.until_status(each, "running")
+
+            async def places_are_taken() -> bool:  # by whichever of them: their requests are handled side by side
+                return [(await world.get(each)).status for each in ids].count(Status.RUNNING) == 4
+
+            await world.until(places_are_taken)
             before = [await world.get(each) for each in ids]
             session = await replayed(world, Target.LOG)
             assert session.skipped == 4
