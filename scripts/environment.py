@@ -82,7 +82,7 @@ def _make(wanted: Sequence[str]) -> None:
             _create(installer)
         for name in missing:
             _install(installer, name, with_project=name == BASE)
-        _call(str(PYTHON), "-m", "compileall", "-q", str(ROOT / "backend"))
+        _compile_project()
         _build_programs()
     except BaseException:
         print(file=sys.stderr)
@@ -136,6 +136,12 @@ def _link_project() -> None:
     """Let the environment's Python import the project from this folder; nothing is built, so nothing unpinned runs."""
     (packages,) = VENV.glob("lib/python*/site-packages")
     _write(packages / "runtape.pth", f"{ROOT / 'backend'}\n".encode())
+
+
+def _compile_project() -> None:
+    """Write the project's bytecode; where that cannot be, its starts are slower and nothing else."""
+    with contextlib.suppress(Failed):
+        _call(str(PYTHON), "-m", "compileall", "-q", str(ROOT / "backend"))
 
 
 def _build_programs() -> None:

@@ -23,11 +23,11 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from runtape.application.announcing import Announcer
+from runtape.domain.copying import replace
 from runtape.domain.events import ExecutionEvent, Message
 from runtape.domain.execution import Execution, evolve
 from runtape.domain.ids import EventId, ExecutionId
 from runtape.domain.saga import Saga
-from runtape.domain.values import replace
 from runtape.ports.errors import Transient, VersionConflict
 from runtape.ports.stores import Change, Durability, ExecutionStore, SagaStore, UnitOfWork
 

@@ -11,9 +11,9 @@ from enum import StrEnum
 from typing import ClassVar, Self
 
 from runtape.domain.artifact import NO_ARTIFACTS, Artifacts
+from runtape.domain.copying import replace
 from runtape.domain.ids import EventId, ExecutionId, ProjectId
 from runtape.domain.outcome import Outcome, Status, TimelinePoint, Usage
-from runtape.domain.values import replace
 
 EXECUTION_EVENTS = "execution.events.v1"
 POD_COMMANDS = "pod.commands.v1"

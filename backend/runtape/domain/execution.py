@@ -18,6 +18,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from runtape.domain.artifact import NO_ARTIFACTS, Artifacts
+from runtape.domain.copying import replace
 from runtape.domain.errors import AlreadyTerminal
 from runtape.domain.events import (
     ENDED_BY_STATUS,
@@ -38,7 +39,6 @@ from runtape.domain.ids import EventId, ExecutionId, ProjectId, UserId
 from runtape.domain.limits import Limits
 from runtape.domain.outcome import Outcome, OutcomeKind, Status, TimelinePoint, Usage
 from runtape.domain.source import Source
-from runtape.domain.values import replace
 
 MAX_ATTEMPTS = 3
 """Attempts of one execution, the first included, before an infrastructure failure is its outcome."""

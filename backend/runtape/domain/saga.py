@@ -24,6 +24,7 @@ from datetime import datetime, timedelta
 from enum import Enum, StrEnum
 from typing import Any, NamedTuple
 
+from runtape.domain.copying import replace
 from runtape.domain.events import (
     Correlation,
     ExecutionEnded,
@@ -38,7 +39,6 @@ from runtape.domain.events import (
 from runtape.domain.execution import Execution
 from runtape.domain.ids import ExecutionId, ProjectId
 from runtape.domain.outcome import Outcome, OutcomeKind, Status
-from runtape.domain.values import replace
 
 CREATE_DUE = timedelta(seconds=30)
 """When an admitted execution that has not started gets its ``pod.create`` again."""
