@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 
 from runtape.adapters.sandbox import LocalSandbox, local, native, runtimes
 from runtape.adapters.sandbox.keeper_process import KeeperProcess
+from runtape.adapters.sandbox.pool import BoxPool
 from runtape.ports.errors import SandboxUnavailable
 from tests.prove.weakened import REFUSED, Weakness, weaken
 from tests.sandbox.conftest import is_made
@@ -43,33 +44,40 @@ async def lose_zygotes(own_sandbox: LocalSandbox) -> None:
     await is_made(own_sandbox, "forked")
 
 
-async def test_loss_of_a_zygote_with_many_boxes_in_the_making_is_one_loss(tmp_path: Path) -> None:
+async def test_boxes_that_were_under_way_together_are_lost_once(tmp_path: Path) -> None:
+    """An interpreter rests after three losses, and not after three boxes."""
     async with LocalSandbox(tmp_path) as sandbox:
         await is_made(sandbox, "forked")
-        zygotes = [pid for pid in descendants(os.getpid()) if is_zygote(pid)]
-        for pid in zygotes:
-            with suppress(ProcessLookupError):  # a runner that has ended
-                os.kill(pid, signal.SIGSTOP)
-        waiting = [asyncio.create_task(run(sandbox, f"print({n})")) for n in range(24)]
-        async with asyncio.timeout(20):
-            while under_way(sandbox) < 2:  # noqa: ASYNC110 - nothing tells that a box was asked for
-                await asyncio.sleep(0.01)
+        await until_idle(sandbox)
         with capture_logs() as logged:
-            for pid in zygotes:
-                with suppress(ProcessLookupError):  # as above
-                    os.kill(pid, signal.SIGKILL)
-            assert [result.text for result in await asyncio.gather(*waiting)] == [str(n) for n in range(24)]
-            await is_made(sandbox, "forked")
-        failed = [entry["failures"] for entry in logged if entry["event"] == "sandbox.box_failed"]
-        assert set(failed) <= {1}  # none, where all had been delivered by then
+            lose_boxes(sandbox, 4)
+            assert not pool_of(sandbox)._resting  # pyright: ignore[reportPrivateUsage]
+            lose_boxes(sandbox, 1)
+            lose_boxes(sandbox, 1)
+        assert [entry["failures"] for entry in logged] == [1, 1, 1, 1, 2, 3]
+        assert list(pool_of(sandbox)._resting) == [pool_of(sandbox)._standard.interpreter]  # pyright: ignore[reportPrivateUsage]
 
 
-def under_way(sandbox: LocalSandbox) -> int:
-    """Return how many boxes a zygote was asked for and has not delivered."""
+def lose_boxes(sandbox: LocalSandbox, count: int) -> None:
+    """Let the keeper say that boxes could not be armed of which all were under way."""
+    pool = pool_of(sandbox)
+    shape = pool._standard  # pyright: ignore[reportPrivateUsage]
+    pool._asked_for[shape] += count  # pyright: ignore[reportPrivateUsage]
+    for _ in range(count):
+        pool._on_message(("unarmed", *shape, "its zygote died"), [])  # pyright: ignore[reportPrivateUsage]
+
+
+async def until_idle(sandbox: LocalSandbox) -> None:
+    """Wait until no box is under way, which nothing tells."""
+    async with asyncio.timeout(20):
+        while any(pool_of(sandbox)._asked_for.values()):  # noqa: ASYNC110  # pyright: ignore[reportPrivateUsage]
+            await asyncio.sleep(0.01)
+
+
+def pool_of(sandbox: LocalSandbox) -> BoxPool:
     pool = sandbox._pool  # pyright: ignore[reportPrivateUsage]
     assert pool is not None
-    asked = pool._asked_for  # pyright: ignore[reportPrivateUsage]
-    return sum(count for shape, count in asked.items() if shape.interpreter)
+    return pool
 
 
 async def test_zygote_that_hangs_holds_up_nobody_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
