@@ -8,7 +8,7 @@ import pytest
 
 from tests.e2e.server import Client, Server, seed
 
-OTHER = "other"
+OTHER, WATCHED = "other", "watched"
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +21,7 @@ def keys() -> dict[str, str]:
 def simulated(tmp_path_factory: pytest.TempPathFactory, keys: dict[str, str]) -> Iterator[Server]:
     """A server over simulated pods, which the whole session shares."""
     data = tmp_path_factory.mktemp("simulated") / "data"
-    keys.update(seed(data, OTHER))
+    keys.update(seed(data, OTHER, WATCHED))
     server = Server(
         data,
         simulated=True,
@@ -56,6 +56,13 @@ async def client(simulated: Server) -> AsyncIterator[Client]:
 async def stranger(simulated: Server, keys: dict[str, str]) -> AsyncIterator[Client]:
     """Another user of the simulated server, with a project of their own."""
     async with simulated.client(keys[OTHER]) as client:
+        yield client
+
+
+@pytest.fixture
+async def watched(simulated: Server, keys: dict[str, str]) -> AsyncIterator[Client]:
+    """A user of the simulated server who is left to the tests of events."""
+    async with simulated.client(keys[WATCHED]) as client:
         yield client
 
 

@@ -15,7 +15,7 @@ from runtape.runtime.providers.embedded import DATABASE_FILE
 from tests.adapters.test_event_index import MANY
 from tests.e2e.server import Client, Server
 
-USER = "user-other"
+USER = "user-watched"
 FORMULA = '=HYPERLINK("http://evil")'
 
 
@@ -26,16 +26,20 @@ def ended() -> list[str]:
 
 
 @pytest.fixture
-async def runs(stranger: Client, ended: list[str]) -> list[str]:
-    """Return executions of one user: forty that ended by themselves, two that failed, one that was cancelled."""
+async def runs(client: Client, watched: Client, ended: list[str]) -> list[str]:
+    """Return executions of one user: forty that ended by themselves, two that failed, one that was cancelled.
+
+    All their events are told, so that those of this user are no more and no fewer from here on.
+    """
     if not ended:
-        await asyncio.gather(*(stranger.run("print 1") for _ in range(40)))
+        made = await asyncio.gather(*(watched.run("print 1") for _ in range(40)))
         for script in ("end memory_limit", "end wall_limit"):
-            ended.append((await stranger.run(script))["execution_id"])
-        waits = await stranger.execute("wait for-ever")
-        await stranger.post(f"/executions/{waits}/cancel", json={"reason": FORMULA})
-        await stranger.ended(waits)
+            ended.append((await watched.run(script))["execution_id"])
+        waits = await watched.execute("wait for-ever")
+        await watched.post(f"/executions/{waits}/cancel", json={"reason": FORMULA})
+        await watched.ended(waits)
         ended.append(waits)
+        await asyncio.gather(*(all_told(client, run) for run in ended + [run["execution_id"] for run in made]))
     return ended
 
 
@@ -54,6 +58,16 @@ async def all_pages(client: Client, limit: int, **filters: Any) -> list[dict[str
         cursor = page["next_cursor"]
         if cursor is None:
             return found
+
+
+async def all_told(client: Client, execution_id: str) -> list[dict[str, Any]]:
+    """Wait until the last event of an execution that has ended is in the log, and return all of them."""
+    async with asyncio.timeout(20):
+        while True:
+            events = (await browse(client, execution_id=execution_id))["events"]
+            if "result_stored" in {event["event_type"] for event in events}:
+                return events
+            await asyncio.sleep(0.01)
 
 
 async def test_pages_of_one_user_have_every_event_once(client: Client, runs: list[str]) -> None:
@@ -142,7 +156,7 @@ async def test_no_cell_of_the_table_is_a_formula(client: Client, runs: list[str]
 
 async def test_a_deleted_execution_is_in_the_archive(client: Client, stranger: Client) -> None:
     deleted = (await stranger.run("print 1"))["execution_id"]
-    told = (await browse(client, execution_id=deleted))["events"]
+    told = await all_told(client, deleted)
     assert (await client.http.delete(f"/executions/{deleted}")).status_code == 204
     assert (await browse(client, execution_id=deleted))["events"] == []
     archived = (await client.get("/admin/events/archive", params={"execution_id": deleted})).json()["events"]
@@ -171,8 +185,8 @@ async def test_one_event_is_archived_unless_its_execution_is_live(client: Client
     assert (archived["event_id"], archived["reason"]) == (f"{live}.1", "a secret")
 
 
-async def test_a_user_sees_causes_in_pages(client: Client, stranger: Client, runs: list[str]) -> None:
-    everything = (await stranger.get(f"/executions/{runs[0]}/events")).json()
+async def test_a_user_sees_causes_in_pages(watched: Client, runs: list[str]) -> None:
+    everything = (await watched.get(f"/executions/{runs[0]}/events")).json()
     assert everything["next_cursor"] is None
     events = everything["events"]
     assert [event["causation_id"] for event in events] == [None, f"{runs[0]}.create.1", None, f"{runs[0]}.3"]
@@ -180,7 +194,7 @@ async def test_a_user_sees_causes_in_pages(client: Client, stranger: Client, run
     found: list[dict[str, Any]] = []
     cursor: dict[str, str] = {}
     while True:
-        page = (await stranger.get(f"/executions/{runs[0]}/events", params={"limit": 3, **cursor})).json()
+        page = (await watched.get(f"/executions/{runs[0]}/events", params={"limit": 3, **cursor})).json()
         found += page["events"]
         if page["next_cursor"] is None:
             break

@@ -29,6 +29,15 @@ async def messages(client: Client, **query: Any) -> list[dict[str, Any]]:
         query["cursor"] = answer.json()["next_cursor"]
 
 
+async def buried(client: Client, count: int, **query: Any) -> list[dict[str, Any]]:
+    """Wait until as many as `count` are listed, as each group reads on its own; return all, oldest first."""
+    async with asyncio.timeout(20):
+        while True:
+            if len(found := await messages(client, **query)) >= count:
+                return found
+            await asyncio.sleep(0.01)
+
+
 def plant_rotten(server: Server, key: str) -> int:
     return plant(server.data / "runtape.db", EXECUTION_EVENTS, key, "execution.completed", ROTTEN)
 
@@ -49,7 +58,7 @@ async def test_a_rotten_row_stops_nobody_else_and_its_key_goes_on_once_it_is_dis
         for number in range(3):
             assert (await client.run(f"print {number}"))["stdout"] == f"{number}\n"
 
-        rotten = await messages(client, failure="poison")
+        rotten = await buried(client, 3, failure="poison")
         assert {each["group"] for each in rotten} == GROUPS
         for each in rotten:
             assert (each["topic"], each["partition"], each["offset"]) == (EXECUTION_EVENTS, 0, offset)
@@ -59,7 +68,7 @@ async def test_a_rotten_row_stops_nobody_else_and_its_key_goes_on_once_it_is_dis
         assert (stats["parked_keys"], stats["level"]) == (3, "ok")
         # What the recovery published waits behind the rotten row.  Stepwise the run waits for it; fused it was handled
         # where it was published, and is out of date when its turn comes.
-        behind = await messages(client, failure="parked", key=held)
+        behind = await buried(client, 1, failure="parked", key=held)
         assert behind[0]["type"] == "execution.restarted"
         assert {each["status"] for each in behind} == {"pending"}
         server.let("go")
@@ -104,7 +113,7 @@ async def test_dead_letters_are_there_after_a_crash_and_each_request_is_answered
     server = serve(data=server.data)
     async with server.client() as client:
         await client.run("print 1")
-        before = await messages(client)
+        before = await buried(client, 12)
         assert len(before) == 12
     server.kill()
     server = serve(data=server.data)
