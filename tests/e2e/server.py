@@ -25,13 +25,12 @@ from runtape.domain.identity import Scope as Right
 from runtape.domain.ids import ProjectId, UserId
 from runtape.runtime.providers.embedded import DATABASE_FILE
 from tests.cli.commands import environment
+from tests.e2e.forks import PYTHONPATH, Forked, Forker
 from tests.e2e.sse import EventStream
 
-ROOT = Path(__file__).parents[2]
 ADMIN_PASSWORD = "correct horse battery staple"
 STOP_S = 15.0
 
-SIMULATED = (sys.executable, "-P", "-m", "tests.e2e.simulated_server")
 SANDBOXED = (sys.executable, "-P", "-m", "runtape.cli", "up", "--port", "0", "--data")
 
 
@@ -58,24 +57,30 @@ class Server:
         self._settings = {f"RUNTAPE_{name}".upper(): str(value) for name, value in settings.items()}
         self.url = ""
         self.key = ""
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | Forked | None = None
 
     def start(self) -> Self:
         """Start the process and return once it says that it is ready."""
-        command = [*(SIMULATED if self.simulated else SANDBOXED), str(self.data)]
-        if self._module is not None:
-            command = [sys.executable, "-P", "-m", self._module, str(self.data)]
-        more = {"RUNTAPE_ADMIN_PASSWORD": ADMIN_PASSWORD, "PYTHONPATH": f"{ROOT}:{ROOT}/backend", **self._settings}
-        more |= self._env
+        more = {"RUNTAPE_ADMIN_PASSWORD": ADMIN_PASSWORD, "PYTHONPATH": PYTHONPATH, **self._settings, **self._env}
+        env = environment(**more)
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment(**more), cwd="/"
-            )
+            if self.simulated:
+                self.process = Forker.shared().start(self.data, log, env)
+            else:
+                command = SANDBOXED if self._module is None else (sys.executable, "-P", "-m", self._module)
+                self.process = subprocess.Popen(
+                    [*command, str(self.data)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    env=env,
+                    cwd="/",
+                )
         self.url = self._told_url(self.process)
         self.key = (self.data / "local.key").read_text().strip()
         return self
 
-    def _told_url(self, process: "subprocess.Popen[bytes]") -> str:
+    def _told_url(self, process: "subprocess.Popen[bytes] | Forked") -> str:
         assert process.stdout is not None
         said = b""
         for line in iter(process.stdout.readline, b""):
@@ -117,15 +122,20 @@ class Server:
         return self._end(signal.SIGTERM)
 
     def _end(self, number: signal.Signals) -> int:
+        assert self.process is not None
+        self.process.send_signal(number)
+        return self.wait(f"after {number.name}")
+
+    def wait(self, since: str = "by itself") -> int:
+        """Return the exit code once the process has ended, within `STOP_S`."""
         process = self.process
         assert process is not None and process.stdout is not None and process.stdin is not None
-        process.send_signal(number)
         try:
             return process.wait(STOP_S)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-            raise AssertionError(f"the server lived for {STOP_S:g} s after {number.name}") from None
+            raise AssertionError(f"the server did not end {since} within {STOP_S:g} s") from None
         finally:
             process.stdout.close()
             with contextlib.suppress(BrokenPipeError):

@@ -1,4 +1,4 @@
-"""The real server process over pods that only pretend: `python -m tests.e2e.simulated_server DATA`.
+"""The real server process over pods that only pretend.
 
 Each line on standard input lets the programs go on that wait for the name on it (`wait NAME`).  ``sandbox broken``
 and ``sandbox mended`` decide what the readiness of the sandbox is; ``watched?`` asks for the line ``unwatched`` on
@@ -7,7 +7,6 @@ standard output once no stream is subscribed to anything, and ``pods?`` for how 
 
 import asyncio
 import os
-import sys
 from pathlib import Path
 
 from dishka import Provider, Scope, alias, provide
@@ -83,5 +82,6 @@ class PodsProvider(Provider):
         return Pods(feed)
 
 
-if __name__ == "__main__":
-    sys.exit(serve(host="127.0.0.1", port=0, data_dir=Path(sys.argv[1]), ephemeral=False, pods=PodsProvider()))
+def main(data: Path) -> int:
+    """Serve over the folder `data` until a signal, and return the exit code."""
+    return serve(host="127.0.0.1", port=0, data_dir=data, ephemeral=False, pods=PodsProvider())
