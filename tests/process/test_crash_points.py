@@ -23,13 +23,15 @@ from runtape.domain.saga import SagaStep
 from runtape.domain.tape import Stream
 from runtape.ports.pod_runtime import PodKey
 from runtape.ports.stores import BlobStore, TapeStore
+from tests.patience import PATIENT
 from tests.process.lives import PATIENCE_S, Installation, Killed, Life, Place
 
 SIDE_BY_SIDE = 4
 DEATHS_TWICE = 0.2
 """How many of the services that come after a death die too, at some point of their own."""
 WHOLE = "completes"
-"""The story in which every single point is one to die at."""
+"""The story that is told without patience too."""
+EVERY_STORY = os.environ.get("RUNTAPE_CRASH_POINTS") == "all"
 
 pytestmark = pytest.mark.usefixtures("silence")
 
@@ -282,7 +284,10 @@ def missing(places: Sequence[Place], died_at: set[Place]) -> list[Place]:
 async def test_accepted_executions_end_exactly_once_wherever_the_service_dies(
     folder: Path, name: str, fused: bool
 ) -> None:
-    """One whole life is died through at every point; `RUNTAPE_CRASH_POINTS=all` does so with every story."""
+    """A life is died through at each kind of point.
+
+    The whole one at every single point with patience, every story at every point with `RUNTAPE_CRASH_POINTS=all`.
+    """
     story = STORIES[name]
     undisturbed = Installation(folder / "undisturbed", fused, story.running)
     life, executions = await live(undisturbed, story, None)
@@ -317,7 +322,7 @@ async def test_accepted_executions_end_exactly_once_wherever_the_service_dies(
             finally:
                 shutil.rmtree(installation.data)
 
-    wanted = chosen(places, draw, every=name == WHOLE or os.environ.get("RUNTAPE_CRASH_POINTS") == "all")
+    wanted = chosen(places, draw, every=(PATIENT and name == WHOLE) or EVERY_STORY)
     await asyncio.gather(*map(die_at, wanted))
     for missed in missing(places, died_at):
         await die_at(missed)
@@ -343,7 +348,7 @@ async def test_accepted_executions_end_exactly_once_wherever_their_recovery_dies
     recovery = {"at SagaStore.unfinished", "at ExecutionStore.unfinished", "after UnitOfWork.commit"}
     assert recovery <= {kind for kind, _ in places}
 
-    wanted = chosen(places, random.Random(first), every=os.environ.get("RUNTAPE_CRASH_POINTS") == "all")
+    wanted = chosen(places, random.Random(first), every=EVERY_STORY)
     died_at: set[Place] = set()
     for number, place in enumerate(wanted):
         installation = Installation(folder / str(number), fused, story.running)
