@@ -16,8 +16,8 @@ from runtape.adapters.embedded.database import Database
 from runtape.adapters.embedded.identity_store import SqliteIdentityStore
 from runtape.adapters.embedded.passwords import Argon2Hasher
 from runtape.adapters.embedded.rate_limiter import GcraRateLimiter
-from runtape.api import problems
-from runtape.api.access import PrincipalDep
+from runtape.api import handlers
+from runtape.api.dependencies import PrincipalDep
 from runtape.api.gate import ALLOWANCES, Gate
 from runtape.api.routers import api_keys, auth
 from runtape.application.identity import Identity
@@ -137,7 +137,7 @@ async def small_app(
     provider.provide(lambda: identity, provides=Identity)
     container = make_async_container(provider)
     app = FastAPI()
-    problems.install(app)
+    handlers.install(app)
     for routes in (auth.router, api_keys.router, router):
         app.include_router(routes, prefix="/api/v1")
     app.add_api_route("/", lambda: Response("<!doctype html>", media_type="text/html"))

@@ -10,8 +10,8 @@ import pytest
 from fastapi.routing import APIRoute
 
 from runtape.api import raw, routers
-from runtape.api.app import PREFIX, make_fastapi
 from runtape.api.problems import MEDIA_TYPE
+from runtape.api.rest import PREFIX, make_fastapi
 
 APP = make_fastapi(None)
 DOCUMENT = APP.openapi()
@@ -51,7 +51,13 @@ def test_every_route_of_every_router_is_described_and_nothing_else() -> None:
         for method in route.methods or ()
     }
     assert len(served) > 10
-    hot = {f"POST {raw.EXECUTE}", f"GET {raw.EVENTS}{{execution_id}}", f"GET {raw.EXECUTION_EVENTS}{{execution_id}}"}
+    hot = {
+        f"POST {raw.EXECUTE}",
+        f"GET {raw.EVENTS}{{execution_id}}",
+        f"GET {raw.EXECUTION_EVENTS}{{execution_id}}",
+        f"GET {raw.LIVE}",
+        f"GET {raw.READY}",
+    }
     assert set(OPERATIONS) == served | hot
 
 

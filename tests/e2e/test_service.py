@@ -349,6 +349,7 @@ async def test_answers_fit_their_schemas(openapi: dict[str, Any], client: Client
         "/auth/me",
         "/api-keys",
         "/health/live",
+        "/health/ready",
         *admin,
     ):
         media = openapi["paths"][f"/api/v1{path}"]["get"]["responses"]["200"]["content"]["application/json"]

@@ -3,9 +3,7 @@
 import ipaddress
 import re
 from functools import lru_cache
-from typing import Annotated
 
-from fastapi import Depends, Request
 from starlette.types import Scope as AsgiScope
 
 from runtape.application.submission import Requested
@@ -41,22 +39,6 @@ def require(principal: Principal, scope: Scope) -> None:
     """Return when `principal` has `scope`.  Raises: ScopeMissing."""
     if scope not in principal.scopes:
         raise ScopeMissing(f"this needs the scope {scope}; the credentials have {', '.join(sorted(principal.scopes))}")
-
-
-async def _requested(request: Request) -> Requested:
-    return requested_by(request.scope)
-
-
-RequestedDep = Annotated[Requested, Depends(_requested)]
-"""What a FastAPI route's request can be found by."""
-
-
-async def _principal(request: Request) -> Principal:
-    return principal_of(request.scope)
-
-
-PrincipalDep = Annotated[Principal, Depends(_principal)]
-"""The caller of a FastAPI route, which answers 401 when there is none."""
 
 
 def session_cookie(tls: bool) -> str:

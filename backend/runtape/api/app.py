@@ -1,84 +1,68 @@
-"""The ASGI application: gate, hot routes, then FastAPI for everything else."""
+"""The ASGI application: gate, hot routes, then FastAPI for everything else.
 
-from collections.abc import Mapping
+Importing FastAPI and building its routes takes longer than all else that a server does before it is ready.  A server
+that is started for one run does it when somebody asks for such a route, which is mostly never.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
 
 from dishka import AsyncContainer
-from dishka.integrations.fastapi import setup_dishka
-from fastapi import APIRouter, FastAPI
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from runtape import __version__
-from runtape.api import openapi, problems
 from runtape.api.gate import Gate
+from runtape.api.health import HealthRoutes
 from runtape.api.raw import RawRoutes
-from runtape.api.routers import (
-    admin_events,
-    admin_executions,
-    admin_replay,
-    api_keys,
-    auth,
-    catalog,
-    dead_letters,
-    executions,
-    health,
-    sagas,
-)
 from runtape.api.sse import EventStreams
+from runtape.application.health import Health
 from runtape.application.identity import Identity
 from runtape.application.queries import Queries
 from runtape.application.streaming import Streams
 from runtape.application.submission import Submissions
+from runtape.ports.clock import Clock
 from runtape.ports.limits import Allowance, RateLimiter
 
-PREFIX = "/api/v1"
 
+class Deferred:
+    """ASGI: an application that is made when it is wanted, in a thread, so that streams go on meanwhile."""
 
-def make_fastapi(container: AsyncContainer | None) -> FastAPI:
-    """Return the FastAPI part; without a container it can only tell its OpenAPI."""
-    app = FastAPI(
-        title="Runtape",
-        version=__version__,
-        summary="Runs other people's code safely and keeps the tape.",
-        openapi_url=f"{PREFIX}/openapi.json",
-        docs_url=None,
-        redoc_url=None,
-        redirect_slashes=False,
-        generate_unique_id_function=lambda route: route.name,
-    )
-    api = APIRouter(prefix=PREFIX)
-    for module in (
-        auth,
-        api_keys,
-        executions,
-        sagas,
-        admin_executions,
-        admin_events,
-        admin_replay,
-        dead_letters,
-        catalog,
-        health,
-    ):
-        api.include_router(module.router)
-    app.include_router(api)
-    problems.install(app)
-    openapi.install(app)
-    if container is not None:
-        setup_dishka(container, app)
-    return app
+    def __init__(self, make: Callable[[], ASGIApp]) -> None:
+        self._make = make
+        self._app: ASGIApp | None = None
+        self._lock = asyncio.Lock()
+
+    async def made(self) -> ASGIApp:
+        """Return the application, once it is made."""
+        async with self._lock:
+            if self._app is None:
+                self._app = await asyncio.to_thread(self._make)
+        return self._app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self._app or await self.made()
+        await app(scope, receive, send)
 
 
 async def make_app(
-    container: AsyncContainer,
-    allowances: Mapping[str, Allowance],
-    max_body_bytes: int,
+    container: AsyncContainer, allowances: Mapping[str, Allowance], max_body_bytes: int, *, whole: bool = True
 ) -> ASGIApp:
-    """Return the whole application over the services in `container`."""
+    """Return the application over the services in `container`; unless it is `whole`, its rest is made when wanted."""
+
+    def rest() -> ASGIApp:
+        from runtape.api.rest import make_fastapi
+
+        return make_fastapi(container)
+
+    deferred = Deferred(rest)
+    if whole:
+        await deferred.made()
     identity = await container.get(Identity)
     raw = RawRoutes(
-        make_fastapi(container),
+        deferred,
         identity=identity,
         submissions=await container.get(Submissions),
         queries=await container.get(Queries),
         streams=EventStreams(await container.get(Streams)),
+        health=HealthRoutes(await container.get(Health), await container.get(Clock)),
     )
     return Gate(raw, identity, await container.get(RateLimiter), allowances, max_body_bytes)

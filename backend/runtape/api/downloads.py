@@ -8,7 +8,8 @@ from urllib.parse import quote
 from fastapi import Depends, Header
 from fastapi.responses import Response, StreamingResponse
 
-from runtape.api.problems import problem, problem_response
+from runtape.api.problems import problem
+from runtape.api.responses import problem_response
 
 
 class Wanted:

@@ -1,13 +1,19 @@
 """OpenAPI of the hot routes, which FastAPI does not serve and so does not know."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
 
-from runtape.api.models import EXECUTION_EXAMPLE
+from runtape.api.health import CHALLENGE_CHARACTERS
+from runtape.api.models import EXECUTION_EXAMPLE, Health, Readiness
 from runtape.api.problems import documented
 from runtape.api.requests import execute_schema
+
+Operation = dict[str, Any]
+"""Of OpenAPI, or a part of one."""
 
 _SSE_EXAMPLE = """\
 id: 2.1.0
@@ -34,7 +40,7 @@ _STREAM = {
 }
 
 
-def _execute() -> dict[str, Any]:
+def _execute() -> Operation:
     schema, _ = execute_schema()
     accepted = {
         "type": "object",
@@ -110,7 +116,7 @@ def _execute() -> dict[str, Any]:
     }
 
 
-def _events(operation_id: str) -> dict[str, Any]:
+def _events(operation_id: str) -> Operation:
     return {
         "tags": ["executions"],
         "summary": "Stream an execution",
@@ -140,21 +146,77 @@ def _events(operation_id: str) -> dict[str, Any]:
     }
 
 
-def _problems(*codes: str) -> dict[str, Any]:
+_REF = "#/components/schemas/{model}"
+
+
+def _health(name: str, summary: str, description: str, answers: Mapping[str, tuple[type[BaseModel], str]]) -> Operation:
+    return {
+        "tags": ["health"],
+        "summary": summary,
+        "operationId": name,
+        "description": description,
+        "responses": {
+            status: {
+                "description": told,
+                "content": {"application/json": {"schema": {"$ref": _REF.format(model=model.__name__)}}},
+            }
+            for status, (model, told) in answers.items()
+        },
+    }
+
+
+def _live() -> Operation:
+    shortest, longest = CHALLENGE_CHARACTERS
+    operation = _health(
+        "live",
+        "Live",
+        "Answer while the process can answer at all, and prove which process it is to whoever may know.",
+        {"200": (Health, "The process answers")},
+    )
+    operation["parameters"] = [
+        {
+            "name": "challenge",
+            "in": "query",
+            "required": False,
+            "description": "random text: `instance_proof` is its HMAC-SHA256 under the `instance` of `server.json`",
+            "schema": {"type": "string", "minLength": shortest, "maxLength": longest},
+            "example": "5f0c3a9be1d24c67a8f1b2d3c4e5f607",
+        }
+    ]
+    operation["responses"].update(_problems("validation_failed"))
+    return operation
+
+
+def _ready() -> Operation:
+    return _health(
+        "ready",
+        "Ready",
+        "Answer 200 when store, log and sandbox answer, 503 with what is wrong otherwise.",
+        {"200": (Readiness, "A run could be carried out now"), "503": (Readiness, "Not ready")},
+    )
+
+
+def _problems(*codes: str) -> Operation:
     return {str(status): response for status, response in documented(*codes).items()}
 
 
 def install(app: FastAPI) -> None:
     """Let ``app.openapi()`` tell of the hot routes too."""
 
-    def openapi() -> dict[str, Any]:
+    def openapi() -> Operation:
         if app.openapi_schema is None:
             document = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
             _, components = execute_schema()
-            document.setdefault("components", {}).setdefault("schemas", {}).update(components)
+            schemas = document.setdefault("components", {}).setdefault("schemas", {})
+            schemas.update(components)
+            schemas.update(
+                {model.__name__: model.model_json_schema(ref_template=_REF) for model in (Health, Readiness)}
+            )
             document["paths"]["/api/v1/execute"] = {"post": _execute()}
             document["paths"]["/api/v1/events/{execution_id}"] = {"get": _events("stream_execution")}
             document["paths"]["/api/v1/events/executions/{execution_id}"] = {"get": _events("stream_execution_events")}
+            document["paths"]["/api/v1/health/live"] = {"get": _live()}
+            document["paths"]["/api/v1/health/ready"] = {"get": _ready()}
             app.openapi_schema = document
         return app.openapi_schema
 

@@ -1,4 +1,4 @@
-"""Problem details (RFC 9457): the one table from codes to HTTP, and the handlers that turn exceptions into them.
+"""Problem details (RFC 9457): the one table from codes to HTTP.
 
 **Shape** of a problem: ``{type, title, status, detail, code, field?, retry_after_s?, errors?, request_id?}``.
 ``code`` is stable; ``detail`` is for people; ``field`` is the dotted path of the part at fault, and ``errors``
@@ -7,7 +7,6 @@ gets into an answer, and no part of the request but names.
 """
 
 import math
-import secrets
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
@@ -15,15 +14,9 @@ from typing import Any
 
 import msgspec
 import structlog
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
-from starlette.responses import Response
-from starlette.routing import Match
 from starlette.types import Scope, Send
 
 from runtape.domain.errors import DomainError
-from runtape.ports.errors import Transient
 
 log = structlog.get_logger(__name__)
 
@@ -66,22 +59,7 @@ _STATUS: Mapping[str, tuple[int, str]] = {
     "draining": (503, "The service accepts nothing new"),
     "unavailable": (503, "A part of the service is unavailable"),
 }
-_CODE_OF_STATUS = {
-    400: "malformed_json",
-    401: "unauthenticated",
-    404: "not_found",
-    405: "method_not_allowed",
-    413: "body_too_large",
-    422: "validation_failed",
-    429: "rate_limited",
-    500: "internal",
-    503: "unavailable",
-}
-"""The codes of refusals that routes and frameworks raise as a bare status; any other is named as in RFC 9110."""
-
 _LOGGED = "runtape.logged_failure"
-_STATUSES = frozenset(HTTPStatus)
-_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 
 class HttpRefusal(DomainError):
@@ -218,19 +196,6 @@ async def send_problem(
     await send({"type": "http.response.body", "body": data})
 
 
-def install(app: FastAPI) -> None:
-    """Let every exception of `app` that reaches HTTP become a problem."""
-    handlers: Mapping[type[Exception], Any] = {
-        DomainError: _on_refusal,
-        Transient: _on_transient,
-        RequestValidationError: _on_validation,
-        HTTPException: _on_http,
-        Exception: _on_unhandled,
-    }
-    for kind, handler in handlers.items():
-        app.add_exception_handler(kind, handler)
-
-
 def documented(*codes: str) -> dict[int | str, dict[str, Any]]:
     """Return the OpenAPI ``responses`` of the problems with `codes`, with an example of each."""
     responses: dict[int | str, dict[str, Any]] = {}
@@ -268,67 +233,6 @@ _SCHEMA: dict[str, Any] = {
 }
 
 
-def problem_response(body: Problem, headers: Mapping[str, str] | None = None) -> Response:
-    """Return the answer of `body`, with `headers` beside its own."""
-    return Response(encode(body), body.status, {**headers_of(body), **(headers or {})}, MEDIA_TYPE)
-
-
-def _request_id(scope: Scope) -> str | None:
-    return scope.get("runtape.request_id")
-
-
-async def _on_refusal(request: Request, error: DomainError) -> Response:
-    return problem_response(refusal(error, _request_id(request.scope)))
-
-
-async def _on_transient(request: Request, error: Transient) -> Response:
-    request_id = _request_id(request.scope)
-    log.warning("request.unavailable", request_id=request_id, path=request.url.path, error=str(error))
-    return problem_response(refusal(Unavailable(error.retry_after_s), request_id))
-
-
-async def _on_http(request: Request, error: HTTPException) -> Response:
-    status = error.status_code
-    code = _CODE_OF_STATUS.get(status) or (HTTPStatus(status).name.lower() if status in _STATUSES else "refused")
-    detail = error.detail
-    headers = dict(error.headers or {})
-    request_id = _request_id(request.scope)
-    path = request.url.path[:200]
-    if status == HTTPStatus.METHOD_NOT_ALLOWED:
-        # The router names the methods of the first route with this path; there may be others beside it.
-        allowed = _allowed_methods(request) or headers.get("Allow", "")
-        headers = {"allow": allowed}
-        detail = MethodNotAllowed(request.method, path, allowed).detail
-    elif status == HTTPStatus.NOT_FOUND and detail == HTTPStatus.NOT_FOUND.phrase:
-        detail = f"there is nothing at {path}"
-    return problem_response(problem(code, detail, status=status, request_id=request_id), headers)
-
-
-async def _on_validation(request: Request, error: RequestValidationError) -> Response:
-    request_id = _request_id(request.scope)
-    found = error.errors()
-    first = found[0] if found else {"type": "", "loc": (), "msg": "the request is not valid"}
-    if first["type"] == "json_invalid":
-        reason = str(first.get("ctx", {}).get("error", "it cannot be parsed"))
-        detail = f"the body is not JSON: {reason[:1].lower()}{reason[1:]} (character {first['loc'][-1]})"
-        return problem_response(problem("malformed_json", detail, request_id=request_id))
-    errors = [_field_error(each) for each in found[:MAX_ERRORS]]
-    body = problem(
-        "validation_failed",
-        errors[0].detail if errors else first["msg"],
-        field=errors[0].field if errors else None,
-        errors=errors if len(errors) > 1 else (),
-        request_id=request_id,
-    )
-    return problem_response(body)
-
-
-async def _on_unhandled(request: Request, error: Exception) -> Response:
-    request_id = _request_id(request.scope) or secrets.token_hex(8)
-    log_unhandled(request.scope, request_id, error)
-    return problem_response(refusal(InternalError(request_id), request_id))
-
-
 def log_unhandled(scope: Scope, request_id: str, error: Exception) -> None:
     """Log an exception that nobody handled, under its request's id; once, however many edges it passes."""
     if scope.get(_LOGGED) is not error:
@@ -336,26 +240,3 @@ def log_unhandled(scope: Scope, request_id: str, error: Exception) -> None:
         # As text and not as exc_info: a renderer that shows local variables would show the credentials among them.
         trace = "".join(traceback.format_exception(error))
         log.error("request.failed", request_id=request_id, method=scope["method"], path=scope["path"], exception=trace)
-
-
-def _field_error(error: Mapping[str, Any]) -> FieldError:
-    """Return one of Pydantic's errors as a sentence; never what was sent, which may be a secret."""
-    where, *parts = error["loc"] or ("body",)
-    name = ".".join(str(part) for part in parts)
-    message = str(error["msg"]).removeprefix("Value error, ")
-    if error["type"] == "missing":
-        return FieldError(f"{name} is missing", name) if name else FieldError(f"the {where} is missing")
-    message = message[:1].lower() + message[1:]
-    return FieldError(f"{name}: {message}", name) if name else FieldError(f"the {where} is not valid: {message}")
-
-
-def _allowed_methods(request: Request) -> str:
-    routes = request.app.router.routes
-    scope = request.scope
-    path = {"type": "http", "path": scope["path"], "root_path": scope.get("root_path", ""), "headers": []}
-    allowed = [
-        method
-        for method in _METHODS
-        if any(route.matches({**path, "method": method})[0] is Match.FULL for route in routes)
-    ]
-    return ", ".join(allowed)

@@ -1,12 +1,12 @@
-"""The hot routes, answered without a framework: ``POST /execute`` and the event streams.
+"""The hot routes, answered without a framework: ``POST /execute``, the event streams and health.
 
 FastAPI's dependency solving and models cost more than everything else a run costs here together
-(docs/measurements/control-plane.md), so these three paths are taken before it.  Their OpenAPI operations are in
-`runtape.api.openapi`.
+(docs/measurements/control-plane.md), so these paths are taken before it; and a server that is asked for nothing else
+need not import it (`runtape.api.app`).  Their OpenAPI operations are in `runtape.api.openapi`.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 
 import msgspec
@@ -14,6 +14,7 @@ import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from runtape.api.access import REQUEST_ID_KEY, principal_of, requested_by, require
+from runtape.api.health import HealthRoutes
 from runtape.api.problems import InternalError, MethodNotAllowed, Unavailable, log_unhandled, send_problem
 from runtape.api.requests import decode_execute
 from runtape.api.sse import MEDIA_TYPE, EventStreams
@@ -32,6 +33,8 @@ log = structlog.get_logger(__name__)
 EXECUTE = "/api/v1/execute"
 EVENTS = "/api/v1/events/"
 EXECUTION_EVENTS = "/api/v1/events/executions/"
+LIVE = "/api/v1/health/live"
+READY = "/api/v1/health/ready"
 
 _encode = msgspec.json.Encoder().encode
 _JSON = (b"content-type", b"application/json")
@@ -44,13 +47,21 @@ class RawRoutes:
     """ASGI: takes the hot paths and hands everything else to `app`."""
 
     def __init__(
-        self, app: ASGIApp, *, identity: Identity, submissions: Submissions, queries: Queries, streams: EventStreams
+        self,
+        app: ASGIApp,
+        *,
+        identity: Identity,
+        submissions: Submissions,
+        queries: Queries,
+        streams: EventStreams,
+        health: HealthRoutes,
     ) -> None:
         self._app = app
         self._identity = identity
         self._submissions = submissions
         self._queries = queries
         self._streams = streams
+        self._health: Mapping[str, _Route] = {LIVE: health.live, READY: health.ready}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -61,6 +72,9 @@ class RawRoutes:
                 execution_id = path.removeprefix(EXECUTION_EVENTS).removeprefix(EVENTS)
                 if execution_id and "/" not in execution_id:
                     return await self._guarded(self._events, "GET", scope, receive, send)
+            health = self._health.get(path)
+            if health is not None:
+                return await self._guarded(health, "GET", scope, receive, send)
         await self._app(scope, receive, send)
 
     async def _guarded(self, route: _Route, method: str, scope: Scope, receive: Receive, send: Send) -> None:

@@ -7,8 +7,7 @@ A raw route costs a quarter of the memory per stream and a tenth of the CPU per 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
 
-from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Receive, Send
 
 from runtape.application.streaming import HEARTBEAT, Batch, Confirm, Cursor, Frame, Streams
 from runtape.domain.ids import ExecutionId
@@ -77,18 +76,6 @@ class EventStreams:
         """
         stream, subscription = self._streams.open(execution_id, cursor, confirm)
         await serve_frames(stream.batches(), subscription, receive, send, headers)
-
-
-class FrameResponse(Response):
-    """Frames as the answer of a FastAPI route; `subscription` is closed with it."""
-
-    def __init__(self, batches: AsyncIterator[Batch], subscription: Subscription) -> None:
-        super().__init__(media_type=MEDIA_TYPE.decode())
-        self._batches = batches
-        self._subscription = subscription
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await serve_frames(self._batches, self._subscription, receive, send)
 
 
 async def serve_frames(

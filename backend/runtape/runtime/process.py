@@ -143,7 +143,7 @@ async def _serve(settings: Settings, host: str, port: int, ephemeral: bool, pods
     try:
         await service.start()
         await _credentials(service, settings, ephemeral)
-        app = await make_app(service.container, settings.allowances, MAX_BODY_BYTES)
+        app = await make_app(service.container, settings.allowances, MAX_BODY_BYTES, whole=not ephemeral)
         server = _http_server(app)
         url = _url(listener)
         async with asyncio.TaskGroup() as group:

@@ -8,7 +8,8 @@ from fastapi import APIRouter, Path, Query
 from fastapi.responses import Response, StreamingResponse
 
 from runtape.api import exports
-from runtape.api.access import PrincipalDep, require
+from runtape.api.access import require
+from runtape.api.dependencies import PrincipalDep
 from runtape.api.downloads import attachment
 from runtape.api.models import EXECUTION_EXAMPLE
 from runtape.api.models_events import (

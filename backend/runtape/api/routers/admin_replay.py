@@ -10,7 +10,8 @@ from dishka.integrations.fastapi import DishkaRoute, FromDishka
 from fastapi import APIRouter, Header, Path, Query
 from fastapi.responses import Response
 
-from runtape.api.access import PrincipalDep, require
+from runtape.api.access import require
+from runtape.api.dependencies import PrincipalDep
 from runtape.api.downloads import DOWNLOADED, Download, WantedDep
 from runtape.api.models_replay import (
     SESSION_EXAMPLE,
@@ -23,7 +24,7 @@ from runtape.api.models_replay import (
     ReplaySessionList,
 )
 from runtape.api.problems import documented
-from runtape.api.sse import FrameResponse
+from runtape.api.responses import FrameResponse
 from runtape.application.identity import Identity
 from runtape.application.replay_stream import ReplayStreams
 from runtape.application.replaying import ReplaySessions

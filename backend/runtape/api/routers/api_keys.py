@@ -7,7 +7,8 @@ from dishka.integrations.fastapi import DishkaRoute, FromDishka
 from fastapi import APIRouter, Path
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
 
-from runtape.api.access import PrincipalDep, require
+from runtape.api.access import require
+from runtape.api.dependencies import PrincipalDep
 from runtape.api.problems import documented
 from runtape.application.identity import Identity
 from runtape.domain.identity import ApiKey, Scope

@@ -6,7 +6,8 @@ from dishka.integrations.fastapi import DishkaRoute, FromDishka
 from fastapi import APIRouter, Form, Request, Response
 from pydantic import BaseModel, Field, SecretStr
 
-from runtape.api.access import PRINCIPAL_KEY, PrincipalDep, peer_of, session_cookie
+from runtape.api.access import PRINCIPAL_KEY, peer_of, session_cookie
+from runtape.api.dependencies import PrincipalDep
 from runtape.api.problems import documented
 from runtape.application.identity import Identity
 from runtape.domain.identity import CredentialKind, Principal, Role, Scope

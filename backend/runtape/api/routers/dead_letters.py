@@ -7,7 +7,8 @@ from dishka.integrations.fastapi import DishkaRoute, FromDishka
 from fastapi import APIRouter, Path, Query
 from pydantic import AwareDatetime
 
-from runtape.api.access import PrincipalDep, require
+from runtape.api.access import require
+from runtape.api.dependencies import PrincipalDep
 from runtape.api.models import EXECUTION_EXAMPLE
 from runtape.api.models_dead_letters import (
     LETTER_EXAMPLE,

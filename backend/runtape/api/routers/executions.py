@@ -8,7 +8,8 @@ from dishka.integrations.fastapi import DishkaRoute, FromDishka
 from fastapi import APIRouter, Header, Path, Query
 from fastapi.responses import Response
 
-from runtape.api.access import PrincipalDep, RequestedDep, require
+from runtape.api.access import require
+from runtape.api.dependencies import PrincipalDep, RequestedDep
 from runtape.api.downloads import DOWNLOADED, Download, WantedDep
 from runtape.api.models import (
     Accepted,

@@ -5,7 +5,8 @@ from typing import Annotated, Any
 from dishka.integrations.fastapi import DishkaRoute, FromDishka
 from fastapi import APIRouter, Query
 
-from runtape.api.access import PrincipalDep, require
+from runtape.api.access import require
+from runtape.api.dependencies import PrincipalDep
 from runtape.api.models import EXECUTION_EXAMPLE, CancelRequest
 from runtape.api.models_sagas import SagaAnswer, SagaList
 from runtape.api.paging import ExecutionIdPath, PageCursor, PageLimit, execution_cursor
