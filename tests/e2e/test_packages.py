@@ -96,6 +96,7 @@ async def test_cancel_while_resolving(served: Server, index: Index) -> None:
         assert (result["status"], result["outcome"]["phase"]) == ("cancelled", "resolve")
 
 
+@pytest.mark.needs("patience")
 async def test_server_that_dies_while_resolving_leaves_nothing_and_its_run_is_run(serve: Serve, index: Index) -> None:
     index.add(wheel("late"))
     begun = index.hold("late")

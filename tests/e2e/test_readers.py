@@ -24,7 +24,7 @@ def spew(count: int) -> tuple[str, bytes]:
     return SPEW.format(count=count), b"".join(b"%07d" % number * 8192 for number in range(count))
 
 
-@pytest.mark.needs("server")
+@pytest.mark.needs("server", "patience")
 async def test_readers_that_do_not_read_cost_bounded_memory_and_hold_up_nobody(serve: Callable[..., Server]) -> None:
     server = serve(simulated=False, admission__running=1)
     script, expected = spew(800)

@@ -91,7 +91,7 @@ async def test_disk_that_refuses_for_a_while_costs_no_run_and_no_byte(trial: Tri
         assert (result["status"], result["attempt"]) == ("completed", 1), result
 
 
-@pytest.mark.needs("mounts")
+@pytest.mark.needs("mounts", "patience")
 @pytest.mark.timeout(120)
 async def test_full_disk_is_told_and_left_once_there_is_room(mounted: Path, tmp_path: Path, temporary: Path) -> None:
     server = Server(mounted / "data", **EIGHT_PLACES)

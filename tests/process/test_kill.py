@@ -161,6 +161,7 @@ async def test_runs_of_a_killed_keeper_are_run_again(server: Server, tmp_path: P
         assert await asyncio.to_thread(server.stop) == 0
 
 
+@pytest.mark.needs("patience")
 async def test_runs_of_a_stopped_server_are_taken_up_by_the_next(
     server: Server, tmp_path: Path, temporary: Path
 ) -> None:
@@ -192,6 +193,7 @@ async def test_runs_of_a_stopped_server_are_taken_up_by_the_next(
         assert await asyncio.to_thread(server.stop) == 0
 
 
+@pytest.mark.needs("patience")
 async def test_run_whose_cancellation_was_asked_for_is_not_run_again(
     server: Server, tmp_path: Path, temporary: Path
 ) -> None:

@@ -60,6 +60,7 @@ async def test_server_that_slept_through_its_leases_runs_nothing_beside_itself(
 
 
 @pytest.mark.timeout(60)
+@pytest.mark.needs("patience")
 async def test_keeper_that_stood_still_costs_time_and_nothing_else(trial: Trial) -> None:
     running = [trial.submit(f"running-{number}", ticking(20, 0.1, number)) for number in range(4)]
     cancelled = trial.submit("cancelled", ticking(300, 0.1))

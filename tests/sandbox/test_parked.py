@@ -232,6 +232,7 @@ async def test_interpreter_that_cannot_be_parked_leaves_programs_to_start_their_
         assert not await is_parked(sandbox)
 
 
+@pytest.mark.needs("patience")
 async def test_interpreter_that_is_never_ready_holds_up_nobody_for_long(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
