@@ -60,12 +60,14 @@ class ArmedBox:
 
     def receive(self) -> bytes | None:
         """Return the box's next message, nothing when there will be no other, None when there is none now."""
-        try:
-            return self.channel.recv(wire.DATAGRAM_BYTES, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return None
-        except ConnectionResetError:
-            return b""
+        while True:
+            try:
+                return self.channel.recv(wire.DATAGRAM_BYTES, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return None
+            except ConnectionResetError:
+                # The box ended with something unread, which is told once and before what the box has told itself.
+                continue
 
     def stop(self) -> None:
         """Have pid 1 kill the program with all it started, and tell its end."""
