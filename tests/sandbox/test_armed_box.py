@@ -10,13 +10,15 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
-from runtape.adapters.sandbox import LocalSandbox
+from runtape.adapters.sandbox import LocalSandbox, pod
 from runtape.adapters.sandbox.armed_box import ArmedBox
 from runtape.adapters.sandbox.keeper import wire
+from runtape.domain.limits import Limits
 from runtape.domain.outcome import OutcomeKind
 from tests.sandbox.conftest import is_made
-from tests.sandbox.runs import descendants, end_of, start
+from tests.sandbox.runs import descendants, end_of, run, start
 
 BOX_DEPTH = 3
 """Pid namespaces that an interpreter in a box is in: the host's, the nursery's and the box's."""
@@ -74,3 +76,14 @@ async def test_a_run_ends_that_is_cancelled_before_its_program_has_read_the_orde
         time.sleep(0.5)  # noqa: ASYNC251  # the loop is busy: by its next turn the box has told its end and is gone
         assert (await asyncio.wait_for(end_of(sandbox, key), 10)).outcome.kind is OutcomeKind.CANCELLED
         await asyncio.wait_for(sandbox.remove(key), 10)
+
+
+@pytest.mark.needs("sandbox")
+async def test_a_run_ends_whose_end_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ArmedBox, "receive", lambda _: b"")
+    monkeypatch.setattr(pod, "_TOLD_TIMEOUT_S", 0.3)
+    async with LocalSandbox(tmp_path) as sandbox:
+        with capture_logs() as logs:
+            found = await run(sandbox, "print(1)", limits=Limits(wall_s=1))
+    assert (found.stdout, found.outcome.kind) == (b"1\n", OutcomeKind.WALL_LIMIT)
+    assert [each["event"] for each in logs if each["log_level"] == "error"] == ["sandbox.end_not_told"]

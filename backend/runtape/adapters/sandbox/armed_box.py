@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import select
 import signal
 import socket
 from collections.abc import Callable
@@ -76,6 +77,13 @@ class ArmedBox:
     def kill(self) -> None:
         """Kill pid 1, and by that the whole tree.  The keeper tells the end."""
         self._signal(signal.SIGKILL)
+
+    @property
+    def dead(self) -> bool:
+        """Whether pid 1 has ended, and by that the whole tree."""
+        poll = select.poll()
+        poll.register(self.pidfd, select.POLLIN)
+        return bool(poll.poll(0))
 
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):

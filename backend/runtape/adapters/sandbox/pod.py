@@ -12,7 +12,8 @@ A program may have left files.  The box tells so with its end, and hands them ov
 (`collection.py`).  How the run ended stands by then: whatever happens meanwhile costs files, and nothing else.
 
 A box of which pid 1 itself is killed tells nothing: by the keeper or the kernel, for a limit, or by us when it does not
-answer.  The keeper then tells its end, with what it used, after it has reaped it.
+answer.  The keeper then tells its end, with what it used, after it has reaped it.  Nobody has to tell that pid 1 is
+dead: that is seen by its pidfd, so a run that was stopped ends, whatever became of the telling.
 
 One timer serves all deadlines of the run, the nearest of: the end of its lease, its wall time, and the first moment
 at which all processors together could have spent its CPU time, when the keeper is asked to watch that.
@@ -30,6 +31,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
+import structlog
+
 from runtape.domain.limits import Limits
 from runtape.domain.outcome import Outcome, OutcomeKind, Phase, Usage
 from runtape.domain.tape import RECORD_BYTES, Stream
@@ -44,10 +47,14 @@ from .output import Output
 from .pool import BoxPool
 from .timeline import Timeline
 
+log = structlog.get_logger(__name__)
+
 _CPUS: Final = os.cpu_count() or 1
 _TIMER_GRAIN_S: Final = 0.001
 _NEVER_S: Final = math.inf
 _STOP_TIMEOUT_S: Final = 0.3
+_TOLD_TIMEOUT_S: Final = 5.0
+"""How long after the kill of a box somebody may take to tell its end."""
 """Time that pid 1 has to kill the program and tell its end, before it is killed itself."""
 
 LEASE_EXPIRED: Final = Outcome(
@@ -246,7 +253,19 @@ class Pod:
             self._box.stop()
             if self._timer is not None:
                 self._timer.cancel()
-            self._timer = self._loop.call_later(_STOP_TIMEOUT_S, self._box.kill)
+            self._timer = self._loop.call_later(_STOP_TIMEOUT_S, self._kill, self._box)
+
+    def _kill(self, box: ArmedBox) -> None:
+        box.kill()
+        self._timer = self._loop.call_later(_TOLD_TIMEOUT_S, self._bury, box)
+
+    def _bury(self, box: ArmedBox) -> None:
+        """End a run whose box is dead and whose end nobody tells: a defect, but no reason to wait for ever."""
+        if box.dead:
+            log.error("sandbox.end_not_told", execution_id=self._key.execution_id, attempt=self._key.attempt)
+            self.on_reaped(wire.Reaped("", 0, 0, 0))
+        else:
+            self._timer = self._loop.call_later(_TOLD_TIMEOUT_S, self._bury, box)
 
     def _on_told(self) -> None:
         """Take the end that the box tells."""
