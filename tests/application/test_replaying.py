@@ -16,6 +16,7 @@ from runtape.domain.ids import ExecutionId
 from runtape.domain.outcome import Status
 from runtape.domain.replay import Pace, ReplaySession, ReplaySessionId, Selection, SessionStatus, Target
 from runtape.ports.errors import Transient
+from runtape.ports.events import StoredEvent
 from runtape.ports.log import Delivery
 from runtape.ports.replay import EventSlice, EventSource, ReplayedMessage, ReplayFiles, ReplaySessionStore
 from tests.application.world import PATIENCE_S, World, a_world
@@ -60,6 +61,15 @@ async def until_done(world: World, session_id: ReplaySessionId, count: int) -> R
 
     await world.until(reached)
     return await world.replays.get(session_id)
+
+
+async def until_taken_up(world: World, session: ReplaySession) -> None:
+    """Wait until a runner goes on with a session, whose pace it counts from then."""
+
+    async def taken_up() -> bool:
+        return (await world.replays.get(session.id)).version > session.version
+
+    await world.until(taken_up)
 
 
 async def replayed(
@@ -313,6 +323,33 @@ class TestPace:
                 assert session.done == count
             assert (await until_status(world, session.id, SessionStatus.COMPLETED)).status == "completed"
 
+    async def test_what_changes_before_it_waits_is_not_waited_over(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        clock = ManualClock()
+        pacing = replay_runner._Pacing  # pyright: ignore[reportPrivateUsage]
+        due = pacing.due
+        async with a_world(tmp_path, clock=clock) as world:
+
+            def changed_once_seen(self: Any, events: Sequence[StoredEvent]) -> Sequence[StoredEvent]:
+                found = due(self, events)
+                if self.wait_s > 0:
+                    clock.advance(3600)
+                    world.replay_runner.wake(session.id)
+                return found
+
+            monkeypatch.setattr(pacing, "due", changed_once_seen)
+            monkeypatch.setattr(replay_runner, "LOOK_INTERVAL_S", 3600.0)
+            monkeypatch.setattr(replay_runner, "PAUSE_PER_STEP", 0.0)  # else as long as three times the hour
+            await begun(world)
+            for _ in range(2):
+                await runs(world, 1)
+                clock.advance(3600)
+            session = await world.replays.create(
+                "admin", Target.FILE, EVERYTHING, Pace(1.0, preserve_timestamps=True), started=True
+            )
+            assert (await until_status(world, session.id, SessionStatus.COMPLETED)).done == 10
+
     async def test_a_pause_is_heard_while_it_waits(self, tmp_path: Path) -> None:
         clock = ManualClock()
         async with a_world(tmp_path, clock=clock) as world:
@@ -346,20 +383,17 @@ class TestRestart:
             await until_done(world, paused.id, 5)
             await world.replays.pause(paused.id)
         async with a_world(tmp_path, clock=clock, owner="worker-2") as world:
+            left = await world.replays.get(live.id)
+            assert (left.done, left.status) == (5, "running")
             await begun(world)
-            assert (await until_done(world, live.id, 5)).status == "running"
+            await until_taken_up(world, left)
             await replayed(world, Target.DRY_RUN)
             clock.advance(3600)
             world.replay_runner.wake(live.id)
             live = await until_status(world, live.id, SessionStatus.COMPLETED)
             assert len(set(await file_of(world, live))) == len(await file_of(world, live)) == 10
             assert (await world.replays.get(paused.id)).done == 5
-            resumed = await world.replays.resume(paused.id)
-
-            async def taken_up() -> bool:
-                return (await world.replays.get(paused.id)).version > resumed.version
-
-            await world.until(taken_up)
+            await until_taken_up(world, await world.replays.resume(paused.id))
             clock.advance(3600)
             world.replay_runner.wake(paused.id)
             paused = await until_status(world, paused.id, SessionStatus.COMPLETED)

@@ -108,7 +108,9 @@ class ReplayRunner:
             await self._commit(session, replay.fail(session, self._clock.now(), f"{type(error).__name__}: {error}"))
 
     async def _step(self, session: ReplaySession, pacing: "_Pacing") -> ReplaySession:
+        changed = self._carried[session.id]
         async with self._turn:
+            changed.clear()  # before anything is looked at: what changes from here on is not waited over
             began_s = self._clock.monotonic_s()
             if session.target in REPLAYS:
                 session = await self._replay(session, pacing)
@@ -123,8 +125,6 @@ class ReplayRunner:
             took_s = self._clock.monotonic_s() - began_s
             await asyncio.sleep(max(SHORTEST_PAUSE_S, PAUSE_PER_STEP * took_s))
         if pacing.wait_s > 0 and session.status is SessionStatus.RUNNING:
-            changed = self._carried[session.id]
-            changed.clear()
             await _wait(changed, min(pacing.wait_s, LOOK_INTERVAL_S))
         return session
 
