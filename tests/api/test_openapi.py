@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from fastapi.routing import APIRoute
 
-from runtape.api import raw, routers
+from runtape.api import health, raw, routers
 from runtape.api.problems import MEDIA_TYPE
 from runtape.api.rest import PREFIX, make_fastapi
 
@@ -55,8 +55,8 @@ def test_every_route_of_every_router_is_described_and_nothing_else() -> None:
         f"POST {raw.EXECUTE}",
         f"GET {raw.EVENTS}{{execution_id}}",
         f"GET {raw.EXECUTION_EVENTS}{{execution_id}}",
-        f"GET {raw.LIVE}",
-        f"GET {raw.READY}",
+        f"GET {health.LIVE}",
+        f"GET {health.READY}",
     }
     assert set(OPERATIONS) == served | hot
 

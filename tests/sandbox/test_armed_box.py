@@ -71,11 +71,13 @@ async def test_a_run_ends_that_is_cancelled_before_its_program_has_read_the_orde
         await is_made(sandbox, "forked")
         for pid in interpreters_in_boxes():
             os.kill(pid, signal.SIGSTOP)
-        key = await start(sandbox, "print(1)")
-        await sandbox.kill(key)
-        time.sleep(0.5)  # noqa: ASYNC251  # the loop is busy: by its next turn the box has told its end and is gone
-        assert (await asyncio.wait_for(end_of(sandbox, key), 10)).outcome.kind is OutcomeKind.CANCELLED
-        await asyncio.wait_for(sandbox.remove(key), 10)
+        with capture_logs() as logs:
+            key = await start(sandbox, "print(1)")
+            await sandbox.kill(key)
+            time.sleep(0.5)  # noqa: ASYNC251  # the loop is busy: by its next turn the box has told its end and is gone
+            assert (await asyncio.wait_for(end_of(sandbox, key), 10)).outcome.kind is OutcomeKind.CANCELLED
+            await asyncio.wait_for(sandbox.remove(key), 10)
+    assert "sandbox.end_not_told" not in [each["event"] for each in logs], "its end was heard, not found out"
 
 
 @pytest.mark.needs("sandbox")

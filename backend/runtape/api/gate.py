@@ -34,6 +34,7 @@ import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from runtape.api.access import PRINCIPAL_KEY, REQUEST_ID_KEY, peer_of, session_cookie
+from runtape.api.health import LIVE, READY
 from runtape.api.problems import BodyTooLarge, InternalError, Unavailable, log_unhandled, send_problem
 from runtape.application.identity import Identity
 from runtape.domain.errors import CsrfFailed, DomainError, RateLimited, Unauthenticated
@@ -55,7 +56,7 @@ _PREFIX = f"{API}/"
 _LOGIN = f"{API}/auth/login"
 _EXECUTE = f"{API}/execute"
 _EXECUTIONS = f"{API}/executions/"
-_FREE = frozenset({f"{API}/health/live", f"{API}/health/ready"})
+_FREE = frozenset({LIVE, READY})
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 _WANTED = frozenset(
     {

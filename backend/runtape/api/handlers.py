@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import Scope
 
+from runtape.api.access import REQUEST_ID_KEY
 from runtape.api.problems import (
     MAX_ERRORS,
     FieldError,
@@ -60,7 +61,7 @@ def install(app: FastAPI) -> None:
 
 
 def _request_id(scope: Scope) -> str | None:
-    return scope.get("runtape.request_id")
+    return scope.get(REQUEST_ID_KEY)
 
 
 async def _on_refusal(request: Request, error: DomainError) -> Response:

@@ -9,6 +9,8 @@ from runtape.application.health import Health
 from runtape.domain.errors import ValidationFailed
 from runtape.ports.clock import Clock
 
+LIVE = "/api/v1/health/live"
+READY = "/api/v1/health/ready"
 CHALLENGE_CHARACTERS = 16, 128
 """How long a challenge is, at least and at most."""
 

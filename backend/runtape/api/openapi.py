@@ -7,7 +7,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
-from runtape.api.health import CHALLENGE_CHARACTERS
+from runtape.api.health import CHALLENGE_CHARACTERS, LIVE, READY
 from runtape.api.models import EXECUTION_EXAMPLE, Health, Readiness
 from runtape.api.problems import documented
 from runtape.api.requests import execute_schema
@@ -215,8 +215,8 @@ def install(app: FastAPI) -> None:
             document["paths"]["/api/v1/execute"] = {"post": _execute()}
             document["paths"]["/api/v1/events/{execution_id}"] = {"get": _events("stream_execution")}
             document["paths"]["/api/v1/events/executions/{execution_id}"] = {"get": _events("stream_execution_events")}
-            document["paths"]["/api/v1/health/live"] = {"get": _live()}
-            document["paths"]["/api/v1/health/ready"] = {"get": _ready()}
+            document["paths"][LIVE] = {"get": _live()}
+            document["paths"][READY] = {"get": _ready()}
             app.openapi_schema = document
         return app.openapi_schema
 

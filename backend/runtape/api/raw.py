@@ -14,7 +14,7 @@ import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from runtape.api.access import REQUEST_ID_KEY, principal_of, requested_by, require
-from runtape.api.health import HealthRoutes
+from runtape.api.health import LIVE, READY, HealthRoutes
 from runtape.api.problems import InternalError, MethodNotAllowed, Unavailable, log_unhandled, send_problem
 from runtape.api.requests import decode_execute
 from runtape.api.sse import MEDIA_TYPE, EventStreams
@@ -33,8 +33,6 @@ log = structlog.get_logger(__name__)
 EXECUTE = "/api/v1/execute"
 EVENTS = "/api/v1/events/"
 EXECUTION_EVENTS = "/api/v1/events/executions/"
-LIVE = "/api/v1/health/live"
-READY = "/api/v1/health/ready"
 
 _encode = msgspec.json.Encoder().encode
 _JSON = (b"content-type", b"application/json")

@@ -53,9 +53,9 @@ _CPUS: Final = os.cpu_count() or 1
 _TIMER_GRAIN_S: Final = 0.001
 _NEVER_S: Final = math.inf
 _STOP_TIMEOUT_S: Final = 0.3
+"""Time that pid 1 has to kill the program and tell its end, before it is killed itself."""
 _TOLD_TIMEOUT_S: Final = 5.0
 """How long after the kill of a box somebody may take to tell its end."""
-"""Time that pid 1 has to kill the program and tell its end, before it is killed itself."""
 
 LEASE_EXPIRED: Final = Outcome(
     kind=OutcomeKind.SANDBOX_ERROR, reason="lease_expired", message="the lease was not extended in time"
