@@ -345,9 +345,9 @@ class TestPace:
             for _ in range(2):
                 await runs(world, 1)
                 clock.advance(3600)
-            session = await world.replays.create(
-                "admin", Target.FILE, EVERYTHING, Pace(1.0, preserve_timestamps=True), started=True
-            )
+            pace = Pace(1.0, preserve_timestamps=True)
+            session = await world.replays.create("admin", Target.FILE, EVERYTHING, pace)
+            await world.replays.start(session.id)
             assert (await until_status(world, session.id, SessionStatus.COMPLETED)).done == 10
 
     async def test_a_pause_is_heard_while_it_waits(self, tmp_path: Path) -> None:
