@@ -7,7 +7,7 @@ put out of its group after a while; what it has fetched before it still handles,
 import asyncio
 import zlib
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -215,10 +215,10 @@ class RemoteLog:
         assert isinstance(delivery, PartitionDelivery)
         return raw_of(delivery.message, delivery.partition[1], delivery.offset)
 
-    def decode(self, raw: RawMessage) -> Message:
+    async def decode(self, raw: RawMessage) -> Message:
         return decoded(raw)
 
-    async def consume(self, group: str, topics: Sequence[str]) -> AsyncIterator[Delivery]:
+    async def consume(self, group: str, topics: Sequence[str]) -> AsyncGenerator[Delivery, None]:
         world = self._world
         recent: list[PartitionDelivery] = []
         while True:

@@ -5,15 +5,17 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
+from runtape.application.relaying import key_of
 from runtape.domain.events import Message
 from runtape.domain.execution import LEASE_GRACE, Execution
-from runtape.domain.ids import EventId, ExecutionId, UserId
+from runtape.domain.ids import EventId, ExecutionId, NotificationId, UserId
+from runtape.domain.notification import Notification
 from runtape.domain.outcome import Status
 from runtape.domain.saga import Saga, SagaStep
 from runtape.ports.errors import VersionConflict
-from runtape.ports.outbox import DocumentKey, DocumentKind
+from runtape.ports.outbox import DocumentKey, DocumentKind, Waiting
 from runtape.ports.pod_runtime import PodKey
-from runtape.ports.stores import NEVER, Change, ExecutionFilter, IdempotencyKeyTaken
+from runtape.ports.stores import NEVER, Change, ExecutionFilter, IdempotencyKeyTaken, folded
 from tests.simulation.network import Remote
 
 Watch = Callable[[Execution], None]
@@ -23,6 +25,7 @@ Watch = Callable[[Execution], None]
 class _Stored:
     document: Any
     outbox: list[Message] = field(default_factory=list[Message])
+    taken_up: int = 0
 
 
 class DocumentServer:
@@ -32,15 +35,18 @@ class DocumentServer:
         self._watch = watch
         self.executions: dict[ExecutionId, _Stored] = {}
         self.sagas: dict[ExecutionId, _Stored] = {}
+        self.notifications: dict[NotificationId, Notification] = {}
 
-    def write(self, change: Change) -> None:
-        """Carry out one conditional write.  Raises: VersionConflict, IdempotencyKeyTaken."""
+    def write(self, change: Change) -> bool:
+        """Carry out one conditional write; return whether the document had something to tell before.
+
+        Raises: VersionConflict, IdempotencyKeyTaken.
+        """
         if isinstance(change.document, Execution):
-            self._write_execution(change.document, change)
-        else:
-            self._write(self.sagas, change.document.execution_id, change)
+            return self._write_execution(change.document, change)
+        return self._write(self.sagas, change.document.execution_id, change)
 
-    def _write_execution(self, execution: Execution, change: Change) -> None:
+    def _write_execution(self, execution: Execution, change: Change) -> bool:
         if change.expected_version == 0:
             key = execution.idempotency
             if key is not None and self.by_idempotency_key(execution.user_id, key.key) is not None:
@@ -49,17 +55,25 @@ class DocumentServer:
             stored = self.get(execution.id)
             if stored is not None and stored.version == change.expected_version:
                 change = replace(change, document=_over(execution, stored))
-        self._write(self.executions, execution.id, change)
+        behind = self._write(self.executions, execution.id, change)
         self._watch(self.executions[execution.id].document)
+        return behind
 
-    def _write(self, where: dict[ExecutionId, _Stored], document_id: ExecutionId, change: Change) -> None:
+    def _write(self, where: dict[ExecutionId, _Stored], document_id: ExecutionId, change: Change) -> bool:
         stored = where.get(document_id)
         if (stored.document.version if stored else 0) != change.expected_version:
             raise VersionConflict(f"{document_id} is not at version {change.expected_version}")
         if stored is None:
             stored = where[document_id] = _Stored(change.document)
         stored.document = change.document
+        behind = bool(stored.outbox)
         stored.outbox += change.messages
+        return behind
+
+    def tell(self, notifications: Sequence[Notification]) -> None:
+        """Store those of `notifications` that are not there."""
+        for each in notifications:
+            self.notifications.setdefault(each.id, each)
 
     # Executions.
 
@@ -144,14 +158,21 @@ class DocumentServer:
         if stored is not None:
             stored.outbox = [message for message in stored.outbox if message.id not in published]
 
-    def unpublished(self, limit: int) -> Sequence[DocumentKey]:
+    def unpublished(self, limit: int) -> Sequence[Waiting]:
         found = [
-            DocumentKey(kind, document_id)
+            Waiting(DocumentKey(kind, document_id), stored.taken_up)
             for kind, where in ((DocumentKind.EXECUTION, self.executions), (DocumentKind.SAGA, self.sagas))
             for document_id, stored in where.items()
             if stored.outbox
         ]
         return found[:limit]
+
+    def take_up(self, waiting: Waiting) -> bool:
+        stored = self._of(waiting.document)
+        if stored is None or not stored.outbox or stored.taken_up != waiting.mark:
+            return False
+        stored.taken_up += 1
+        return True
 
 
 def _over(execution: Execution, stored: Execution) -> Execution:
@@ -196,7 +217,14 @@ class RemoteSagas(Remote):
 class RemoteUnitOfWork(Remote):
     """`UnitOfWork` over a document server: one write after the other."""
 
-    async def commit(self, changes: Sequence[Change], handled_by: frozenset[str] = frozenset()) -> None:
+    async def commit(
+        self, changes: Sequence[Change], handled_by: frozenset[str] = frozenset()
+    ) -> Collection[DocumentKey]:
         """Apply `changes` in order; a failure leaves those before it applied."""
-        for change in changes:
-            await self._call("documents.write", self._server.write, (change,), {})
+        behind: list[DocumentKey] = []
+        for change in folded(changes):
+            if change.notifications:
+                await self._call("documents.tell", self._server.tell, (change.notifications,), {})
+            if await self._call("documents.write", self._server.write, (change,), {}):
+                behind.append(key_of(change.document))
+        return behind

@@ -20,6 +20,7 @@ I14    the events in the log, folded, are the document's history; each is told f
 I15    a run that is cancelled in quiet ends within five seconds
 I18    every message has the correlation of its execution, and says what led to it
 I19    `Simulation`: all clients come to their end in bounded time, and most runs do what their program says
+I20    whose run failed or ran out of time is told once, what it came to in the end; nobody is told of another end
 =====  ==========================================================================================================
 
 I16 (a day's soak) and I17 (waiting times under flood) are measured elsewhere; cgroups, mounts and other kernel parts
@@ -41,6 +42,7 @@ from runtape.domain.errors import DomainError, NotFound
 from runtape.domain.events import ExecutionEvent, ExecutionRestarted, Message, Priority
 from runtape.domain.execution import Execution, OnInterrupt
 from runtape.domain.ids import ExecutionId
+from runtape.domain.notification import of_end
 from runtape.domain.outcome import OutcomeKind, Status
 from runtape.domain.saga import SagaStep
 from runtape.domain.tape import Record, Stream
@@ -89,6 +91,7 @@ class Checks:
         self._site.observe()
         self._keys()
         messages = self._messages()
+        self._notified()
         for execution in self._site.executions():
             self._ended_well(execution)
             self._told_in_log(execution, messages[execution.id])
@@ -167,6 +170,12 @@ class Checks:
         asked = any(step.type == "execution.cancel_requested" for step in execution.history)
         if execution.status is Status.CANCELLED:
             require(execution.attempt == 0 or asked or _between(execution), "I2", f"{execution.id}: nobody cancelled")
+
+    def _notified(self) -> None:
+        told = sorted(self._site.notifications(), key=lambda each: each.id)
+        ended = sorted(self._site.executions(), key=lambda each: each.id)
+        expected = [each for execution in ended if (each := of_end(execution)) is not None]
+        self._world.require(told == expected, "I20", f"told was {told}, and is to be {expected}")
 
     def _did_as_told(self, client: Client) -> None:
         """Compare the end with what the program says."""

@@ -140,8 +140,15 @@ MUTANTS = (
         "the outbox backwards",
         "The log has an event before the one that led to it.",
         f"{APPLICATION}.relaying:Relay.publish",
-        "for message in await self._outbox.read(document):",
-        "for message in reversed(await self._outbox.read(document)):",
+        "for message in await self._outbox.read(document) if messages is None else messages:",
+        "for message in reversed(await self._outbox.read(document) if messages is None else messages):",
+    ),
+    Mutant(
+        "past what was left",
+        "What a document has told is published before what it told earlier, which somebody who died has left behind.",
+        f"{APPLICATION}.relaying:RelayingUnitOfWork.commit",
+        "None if document in behind else change.messages",
+        "change.messages",
     ),
     Mutant(
         "past a failure",
@@ -169,10 +176,10 @@ MUTANTS = (
         "What a process that died has written stays in its outbox.",
         f"{APPLICATION}.relaying:Relay.sweep",
         """\
-            if document in self._waited:
+            left = waiting in self._waited and waiting.document not in self._busy
 """,
         """\
-            if False:
+            left = False
 """,
     ),
     Mutant(
@@ -220,6 +227,20 @@ MUTANTS = (
         f"{APPLICATION}.monitoring:PodMonitor._finish",
         "if not await persistently(lambda: self._tape.reached(ended.key",
         "if False and not await persistently(lambda: self._tape.reached(ended.key",
+    ),
+    Mutant(
+        "nobody is told of a bad end",
+        "The owner of a run that failed never hears of it.",
+        f"{APPLICATION}.storing:ResultProcessor.on_ended",
+        "notifications=(told,)",
+        "notifications=()",
+    ),
+    Mutant(
+        "a notification is dated when it is written",
+        "Who dies between a notification and the result has told of another moment than the one who does both again.",
+        "runtape.domain.notification:of_end",
+        "created_at=execution.finished_at",
+        "created_at=execution.history[-1].at",
     ),
     Mutant(
         "no seal",

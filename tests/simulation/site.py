@@ -44,6 +44,7 @@ from runtape.domain.events import (
 from runtape.domain.execution import Execution
 from runtape.domain.ids import ExecutionId, ProjectId
 from runtape.domain.limits import LimitPolicy
+from runtape.domain.notification import Notification
 from runtape.domain.saga import Saga, SagaStep
 from runtape.domain.source import PackagePolicy
 from runtape.ports.admission import AdmissionQueue
@@ -55,6 +56,7 @@ from runtape.ports.pod_runtime import PodKey
 from runtape.ports.stores import BlobStore, ExecutionStore, SagaStore, TapeStore, UnitOfWork
 from runtape.runtime import roles
 from runtape.runtime.consumer import Consumer
+from runtape.runtime.dispatcher import Dispatcher
 from runtape.runtime.roles import Role
 from tests.clocks import START
 from tests.coroutines import at_once
@@ -162,6 +164,13 @@ class Site:
         if self.sqlite is None:
             return [stored.document for stored in self.documents.sagas.values()]
         return [decode_saga(doc) for (doc,) in self.sqlite.execute("select doc from saga order by execution_id")]
+
+    def notifications(self) -> list[Notification]:
+        """Return everything that users were told."""
+        if self.sqlite is None:
+            return list(self.documents.notifications.values())
+        rows = self.sqlite.execute("select doc from notification").fetchall()
+        return [msgspec.json.decode(doc, type=Notification) for (doc,) in rows]
 
     def messages(self) -> list[Message]:
         """Return what the log holds, in order per document."""
@@ -283,7 +292,8 @@ class Service:
         self._build()
 
     def _failed(self, name: str, error: BaseException) -> None:
-        if not isinstance(error, Transient):
+        # What a coroutine says that is closed with its world is no failure of its task.
+        if not isinstance(error, Transient) and not self.site.world.loop.is_closed():
             self.site.world.violated("no task fails", f"{self.life} {name}: {error!r}")
 
     def _cluster(self) -> Ports:
@@ -296,9 +306,7 @@ class Service:
         sagas: Any = RemoteSagas(world, life, site.documents, "sagas")
         tape: Any = RemoteTape(world, life, site.tape, "tape")
         blobs: Any = Remote(world, life, site.blobs, "blobs")
-        queue: Any = Remote(
-            world, life, Inline(site.queue), "queue", frozenset(("has_room", "room_in_s", "gate", "set_gate", "front"))
-        )
+        queue: Any = Remote(world, life, Inline(site.queue), "queue")
         limiter: Any = Remote(world, life, Inline(site.limiter), "limiter")
         return Ports(
             executions=executions,
@@ -439,9 +447,8 @@ class Service:
                 consumer = Consumer(
                     group=part.group,
                     topics=part.topics,
-                    handlers=part.handlers,
+                    dispatcher=Dispatcher(self.flow, part.handlers),
                     event_log=self.ports.log,
-                    flow=self.flow,
                     dead_letters=self.dead_letters,
                     tasks=self.tasks,
                     at_once=AT_ONCE,
@@ -514,7 +521,7 @@ class StutteringLog:
     async def raw(self, delivery: Delivery) -> RawMessage | None:
         return raw_of(delivery.message, 0, delivery.offset)
 
-    def decode(self, raw: RawMessage) -> Message:
+    async def decode(self, raw: RawMessage) -> Message:
         return decoded(raw)
 
     def acknowledge(self, group: str, delivery: Delivery) -> None:

@@ -15,11 +15,23 @@ from runtape.api.routers import (
     catalog,
     dead_letters,
     executions,
+    notifications,
     sagas,
 )
 
 PREFIX = "/api/v1"
-ROUTERS = (auth, api_keys, executions, sagas, admin_executions, admin_events, admin_replay, dead_letters, catalog)
+ROUTERS = (
+    auth,
+    api_keys,
+    executions,
+    notifications,
+    sagas,
+    admin_executions,
+    admin_events,
+    admin_replay,
+    dead_letters,
+    catalog,
+)
 
 
 def make_fastapi(container: AsyncContainer | None) -> FastAPI:

@@ -132,7 +132,7 @@ class Tasks:
         task.add_done_callback(self._done)
         return task
 
-    def keep(self, run: Callable[[], Coroutine[object, object, None]], name: str) -> None:
+    def keep(self, run: Callable[[], Coroutine[object, object, None]], name: str) -> asyncio.Task[None]:
         """Run `run`, which is meant to go on until it is cancelled, and start it again whenever it ends."""
 
         async def again() -> None:
@@ -143,7 +143,7 @@ class Tasks:
                     self._on_failure(name, error)
                 await asyncio.sleep(RESTART_PAUSE_S)
 
-        self.spawn(again(), name)
+        return self.spawn(again(), name)
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.pop(task, None)
@@ -235,9 +235,13 @@ class Flow:
                 raise
             self._announcer.announce(chain.changes)
             for effect in chain.effects:
-                self._tasks.spawn(effect(), "effect")
+                self.soon(effect)
             return step
         raise Transient("the document changed too often to be written", retry_after_s=0.5)
+
+    def soon(self, effect: Effect) -> None:
+        """Run `effect` as a task of its own."""
+        self._tasks.spawn(effect(), "effect")
 
     async def handle(self, handler: Handler, message: Message) -> None:
         """Carry out what `handler` decides about a message from the log."""

@@ -1,9 +1,16 @@
-"""The result_processor's work: once the tape is complete, record its digest as the result."""
+"""The result_processor's work: once the tape is complete, record its digest as the result.
+
+Here an execution's end becomes final, so here it is decided whether its owner is notified, in the same change: told
+again, replayed or redelivered, an end that has its result makes nothing any more.
+"""
 
 from runtape.application.announcing import Announcer
 from runtape.application.flow import NOTHING, Documents, Step, execution_change
 from runtape.domain import execution as executions
+from runtape.domain.copying import replace
 from runtape.domain.events import ExecutionEnded, Message, StoredResult
+from runtape.domain.execution import Execution
+from runtape.domain.notification import of_end
 from runtape.domain.outcome import OUTPUT_LOST, Outcome, OutcomeKind
 from runtape.ports.clock import Clock
 from runtape.ports.pod_runtime import PodKey
@@ -21,7 +28,7 @@ class ResultProcessor:
         self._clock = clock
 
     async def on_ended(self, message: Message, documents: Documents) -> Step:
-        """Wait for the tape to hold all that was printed, then record the result.
+        """Wait for the tape to hold all that was printed, then record the result, and tell the owner of a bad end.
 
         When records are missing and nobody is writing them any more, the loss is recorded as our failure.
         """
@@ -48,5 +55,8 @@ class ResultProcessor:
             )
         events = executions.store_result(execution, result, self._clock.now(), lost=lost)
         change = execution_change(execution, events)
+        assert isinstance(change.document, Execution)
+        if (told := of_end(change.document)) is not None:
+            change = replace(change, notifications=(told,))
         self._announcer.remember(execution.id, summary)
         return Step(changes=(change,))

@@ -14,6 +14,7 @@ from typing import Protocol
 from runtape.domain.events import Message, Priority
 from runtape.domain.execution import Execution
 from runtape.domain.ids import ExecutionId, ProjectId, UserId
+from runtape.domain.notification import Notification
 from runtape.domain.outcome import Status
 from runtape.domain.saga import Saga, SagaState
 from runtape.domain.tape import Record, Stream
@@ -32,12 +33,37 @@ class Durability(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """One conditional write: `document` replaces the version `expected_version` of it (0: there is none)."""
+    """One conditional write: `document` replaces the version `expected_version` of it (0: there is none).
+
+    `notifications` are what its owner is told of what has happened.
+    """
 
     document: Execution | Saga
     expected_version: int
     messages: tuple[Message, ...]
     durability: Durability
+    notifications: tuple[Notification, ...] = ()
+
+
+def folded(changes: Sequence[Change]) -> list[Change]:
+    """Return `changes` with the successive ones of one document made into one write, in the order of the first."""
+    found: dict[str, Change] = {}
+    for change in changes:
+        document = change.document
+        name = "execution:" + document.id if isinstance(document, Execution) else "saga:" + document.execution_id
+        earlier = found.get(name)
+        if earlier is None:
+            found[name] = change
+        else:
+            durable = Durability.POWER in (earlier.durability, change.durability)
+            found[name] = Change(
+                document=document,
+                expected_version=earlier.expected_version,
+                messages=earlier.messages + change.messages,
+                durability=Durability.POWER if durable else Durability.PROCESS,
+                notifications=earlier.notifications + change.notifications,
+            )
+    return list(found.values())
 
 
 class UnitOfWork(Protocol):
@@ -49,6 +75,8 @@ class UnitOfWork(Protocol):
         Each message is published at least once after its change is stored, in order per execution, except to
         the consumer groups `handled_by`: they have acted on all of these messages in these very changes.
         An adapter that can applies all changes or none; else a failure leaves those before it applied.
+        A change's notifications are stored with it, or right before it where no write spans the two; one whose id is
+        there already is left as it is.
         Raises: VersionConflict; IdempotencyKeyTaken, when a new execution's key is in use; Transient.
         """
         ...
@@ -116,7 +144,10 @@ class ExecutionStore(Protocol):
         ...
 
     async def delete(self, execution_id: ExecutionId, archival: Archival) -> None:
-        """Remove the execution with its saga and tape, and its claim on blobs, and archive its events; idempotent."""
+        """Remove the execution with its saga, tape and notifications, and its claim on blobs, and archive its events.
+
+        Idempotent.
+        """
         ...
 
 

@@ -13,6 +13,7 @@ import msgspec
 from runtape.adapters.embedded import event_index
 from runtape.adapters.embedded.database import Database
 from runtape.adapters.embedded.log import SqliteEventLog
+from runtape.adapters.embedded.notifications import insert_notifications
 from runtape.adapters.embedded.replay_store import remove_copies_of_execution
 from runtape.domain.events import Lease
 from runtape.domain.execution import LEASE_GRACE, Execution
@@ -22,7 +23,7 @@ from runtape.domain.saga import STATE_OF, Saga, SagaStep, settled
 from runtape.ports.errors import VersionConflict
 from runtape.ports.events import Archival
 from runtape.ports.pod_runtime import PodKey
-from runtape.ports.stores import NEVER, Change, Durability, ExecutionFilter, IdempotencyKeyTaken, SagaFilter
+from runtape.ports.stores import NEVER, Change, Durability, ExecutionFilter, IdempotencyKeyTaken, SagaFilter, folded
 
 _encode = msgspec.json.Encoder().encode
 _decode_execution = msgspec.json.Decoder(Execution).decode
@@ -187,6 +188,7 @@ class SqliteExecutionStore:
             c.execute("delete from saga where execution_id = ?", (execution_id,))
             c.execute("delete from tape where execution_id = ?", (execution_id,))
             c.execute("delete from artifact where execution_id = ?", (execution_id,))
+            c.execute("delete from notification where execution_id = ?", (execution_id,))
 
         await self._database.write(work, durable=True)
         self._live.pop(execution_id, None)
@@ -203,6 +205,7 @@ class SqliteExecutionStore:
                 ("saga", "execution_id"),
                 ("tape", "execution_id"),
                 ("artifact", "execution_id"),
+                ("notification", "execution_id"),
             ):
                 c.executemany(f"delete from {table} where {column} = ?", keys)
 
@@ -309,7 +312,7 @@ class SqliteUnitOfWork:
         self._log = log
 
     async def commit(self, changes: Sequence[Change], handled_by: frozenset[str] = frozenset()) -> None:
-        merged = _merge(changes)
+        merged = folded(changes)
         durable = any(change.durability is Durability.POWER for change in merged)
 
         messages = [message for change in merged for message in change.messages]
@@ -320,6 +323,8 @@ class SqliteUnitOfWork:
                     _write_execution(c, change.document, change.expected_version)
                 else:
                     _write_saga(c, change.document, change.expected_version)
+                if change.notifications:
+                    insert_notifications(c, change.notifications)
             return self._log.insert(c, messages) if messages else ()
 
         def note(written: "asyncio.Future[Sequence[int]]") -> None:
@@ -339,26 +344,6 @@ class SqliteUnitOfWork:
             written.add_done_callback(note)  # the write stands, whether its caller waits for it or not
             raise
         note(written)
-
-
-def _merge(changes: Sequence[Change]) -> list[Change]:
-    """Fold successive changes of one document into one write."""
-    merged: dict[str, Change] = {}
-    for change in changes:
-        document = change.document
-        name = "execution:" + document.id if isinstance(document, Execution) else "saga:" + document.execution_id
-        earlier = merged.get(name)
-        if earlier is None:
-            merged[name] = change
-        else:
-            durable = Durability.POWER in (earlier.durability, change.durability)
-            merged[name] = Change(
-                document=document,
-                expected_version=earlier.expected_version,
-                messages=earlier.messages + change.messages,
-                durability=Durability.POWER if durable else Durability.PROCESS,
-            )
-    return list(merged.values())
 
 
 def _write_execution(c: sqlite3.Connection, execution: Execution, expected_version: int) -> None:

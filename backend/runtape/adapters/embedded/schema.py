@@ -170,4 +170,18 @@ STORE_SCHEMA: tuple[str, ...] = (
         topic text primary key not null,
         doc blob not null
     ) without rowid""",
+    # What was read when wins over the document.
+    """create table if not exists notification (
+        id text primary key not null,
+        user_id text not null,
+        execution_id text,
+        created_us integer not null,
+        read_us integer,
+        doc blob not null
+    ) without rowid""",
+    "create index if not exists notification_of_user on notification (user_id, created_us, id)",
+    "create index if not exists notification_unread on notification (user_id, created_us, id) where read_us is null",
+    "create index if not exists notification_by_age on notification (created_us)",
+    """create index if not exists notification_of_execution on notification (execution_id)
+        where execution_id is not null""",
 )
