@@ -20,6 +20,7 @@ from runtape.domain.ids import ExecutionId
 from runtape.ports.dead_letters import DeadLetterFilter
 from runtape.ports.errors import Permanent, Transient
 from runtape.runtime.consumer import Consumer
+from runtape.runtime.dispatcher import Dispatcher
 from tests.application.chaos import InlineDatabase
 from tests.builders import PROJECT
 from tests.clocks import START, ManualClock
@@ -91,9 +92,8 @@ class Office:
         self.consumer = Consumer(
             group=GROUP,
             topics=(POD_COMMANDS,),
-            handlers={PodCreate.type: self._handle},
+            dispatcher=Dispatcher(flow, {PodCreate.type: self._handle}),
             event_log=self.log,
-            flow=flow,
             dead_letters=self.dead_letters,
             tasks=self.tasks,
             at_once=2,

@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from runtape.application import dead_letters as dead_letters_module
 from runtape.application.dead_letter_queries import DeadLetterQueries, Level
-from runtape.application.dead_letters import failure_of, stack_digest
+from runtape.application.dead_letters import DeadLetters, failure_of, stack_digest
 from runtape.domain.dead_letter import DEFAULT_POLICIES, DeadLetter, FailureKind, LetterStatus, RetryPolicy, Strategy
 from runtape.domain.errors import DeadLetterBlocked, DeadLetterResolved, NotFound
 from runtape.domain.events import EXECUTION_EVENTS, POD_COMMANDS
@@ -278,6 +278,17 @@ class TestSchedule:
         await a_line(office)
         assert await office.dead_letters.retry_due() == 60
 
+    async def test_what_died_by_a_clock_that_was_ahead_is_retried_once_that_is_right(self, office: Office) -> None:
+        office.clock.jump(3600)
+        await a_line(office)
+        office.clock.jump(-3600)
+        await office.let_time_pass(0)
+        assert office.calls["k", 1] == 2, "not in an hour"
+        await office.let_time_pass(0)
+        assert office.calls["k", 1] == 2, "and then as the policy says"
+        await office.let_time_pass(10)
+        assert office.calls["k", 1] == 3
+
     async def test_manual_takes_off_what_is_scheduled_and_leaves_lines_moving(self, office: Office) -> None:
         first, *_ = await a_line(office)
         await office.dead_letters.set_policy(POD_COMMANDS, replace(FIXED, strategy=Strategy.MANUAL))
@@ -417,3 +428,54 @@ class TestFailures:
             failure.cause.encode()
             assert 0 < len(failure.cause) <= 2000
             assert failure.kind is FailureKind.POISON
+
+
+class TestOtherProcesses:
+    def other(self, office: Office) -> DeadLetters:
+        """Return the dead letters of a process that consumes nothing, over the same store."""
+        return DeadLetters(store=office.inner, event_log=office.log, clock=office.clock, tasks=office.tasks, look_s=2.0)
+
+    async def test_what_others_consume_is_put_on_their_schedule(self, office: Office) -> None:
+        first, second, _ = await a_line(office)
+        office.broken.clear()
+        other = self.other(office)
+        with pytest.raises(DeadLetterBlocked, match=first.id):
+            await other.retry(second.id, "admin")
+        asked = await other.retry(first.id, "admin")
+        assert (asked.status, asked.next_retry_at, asked.retries) == ("scheduled", START, 0)
+        assert office.applied == []
+        await office.let_time_pass(0)
+        assert office.applied == [("k", 1), ("k", 2), ("k", 3)]
+        assert (await other.retry(first.id, "admin")).status == "retried"
+
+    async def test_a_process_without_others_says_that_nobody_consumes_it(self, office: Office) -> None:
+        first, *_ = await a_line(office)
+        alone = DeadLetters(store=office.inner, event_log=office.log, clock=office.clock, tasks=office.tasks)
+        with pytest.raises(DeadLetterBlocked, match="no consumer"):
+            await alone.retry(first.id, "admin")
+
+    async def test_keys_that_others_park_and_free_are_known_after_a_look(self, office: Office) -> None:
+        foreign = await office.inner.append(a_letter(77, "k", group=GROUP))
+        await office.dead_letters.restore()
+        await office.send("k")
+        assert office.applied == [], "it waits behind what died elsewhere"
+        for letter in await office.letters():
+            await office.inner.resolve(letter.id, LetterStatus.DISCARDED, START, "admin", None)
+        assert foreign.open
+        await office.dead_letters.restore()
+        await office.send("k")
+        assert office.applied == [("k", 2)]
+
+    async def test_a_key_that_is_parked_while_others_are_looked_at_stays_so(self, office: Office) -> None:
+        parked = office.inner.parked
+
+        async def slowly() -> AsyncIterator[tuple[str, str]]:
+            found = [line async for line in parked()]
+            await office.send("k", broken=True)
+            for line in found:
+                yield line
+
+        office.store.parked = slowly
+        await office.dead_letters.restore()
+        await office.send("k")
+        assert office.applied == []

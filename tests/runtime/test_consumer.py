@@ -1,7 +1,7 @@
 """The consumer loop: order per key, retries by the class of the failure, dead letters, and acknowledgements."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, cast
 
 import msgspec
@@ -15,10 +15,11 @@ from runtape.domain.events import POD_COMMANDS, Message, PodCreate, PodKill
 from runtape.domain.ids import ExecutionId
 from runtape.domain.replay import ReplaySessionId
 from runtape.ports.dead_letters import DeadLetterFilter, DeadLetterStore
-from runtape.ports.errors import Permanent, Poison, Transient
+from runtape.ports.errors import Permanent, Poison, Transient, Unavailable
 from runtape.ports.log import Delivery, UndecodableDelivery
 from runtape.runtime import consumer as consumer_module
 from runtape.runtime.consumer import TRIES, UNCLASSED_TRIES, Consumer
+from runtape.runtime.dispatcher import Dispatcher
 from tests.application.chaos import InlineDatabase
 from tests.builders import PROJECT
 from tests.clocks import START, ManualClock
@@ -36,14 +37,14 @@ class Log:
         self.acknowledged: list[int] = []
         self.changed = asyncio.Event()
 
-    async def consume(self, group: str, topics: Sequence[str]) -> AsyncIterator[Delivery | UndecodableDelivery]:
+    async def consume(self, group: str, topics: Sequence[str]) -> AsyncGenerator[Delivery | UndecodableDelivery, None]:
         while True:
             yield await self.queue.get()
 
     async def raw(self, delivery: Delivery) -> RawMessage | None:
         return None if self.deleted else raw_of(delivery.message, delivery.offset)
 
-    def decode(self, raw: RawMessage) -> Message:
+    async def decode(self, raw: RawMessage) -> Message:
         if raw.type != PodCreate.type:
             raise Poison(f"no {raw.type} here")
         return msgspec.json.decode(raw.body, type=PodCreate)
@@ -84,13 +85,11 @@ class Running:
         self.consumer = Consumer(
             group="group",
             topics=(POD_COMMANDS,),
-            handlers={"pod.create": cast(Any, "handler")},
+            dispatcher=Dispatcher(cast(Any, self), {"pod.create": cast(Any, "handler")}, replays),
             event_log=self.log,
-            flow=cast(Any, self),
             dead_letters=self.dead_letters,
             tasks=self.tasks,
             at_once=at_once,
-            replays=replays,
         )
         self.tasks.spawn(self.consumer.run(), "consumer")
 
@@ -283,6 +282,25 @@ async def test_what_cannot_be_handled_is_dead_and_parks_its_key(
     assert dead.stack_digest == told["stack_digest"]
     assert (behind.failure, behind.attempts, behind.status) == ("parked", 0, "pending")
     assert behind.message.offset == 2
+
+
+async def test_nothing_is_given_up_while_a_part_is_gone(start: Start) -> None:
+    calls = 0
+
+    async def handle(message: Message) -> None:
+        nonlocal calls
+        calls += 1
+        if calls <= 3 * TRIES:
+            raise Unavailable("the store is down")
+
+    running = start(handle)
+    running.send("a")
+    with capture_logs() as logs:
+        await running.log.until_acknowledged(1)
+    assert running.handled[-1] == ("a", 1)
+    assert calls == 3 * TRIES + 1
+    assert await running.letters() == []
+    assert {(entry["event"], entry["error"]) for entry in logs} == {("message.waits", "the store is down")}
 
 
 async def test_a_passing_fault_of_no_class_leaves_no_dead_letter(start: Start) -> None:

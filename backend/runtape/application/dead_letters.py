@@ -28,8 +28,8 @@ import contextlib
 import hashlib
 import traceback
 from collections.abc import Awaitable, Callable, Set
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from pathlib import PurePath
 from typing import Protocol, TypeVar
 
@@ -55,7 +55,7 @@ from runtape.domain.errors import DeadLetterBlocked, DeadLetterResolved, DomainE
 from runtape.domain.events import Message
 from runtape.domain.ids import DeadLetterId
 from runtape.ports.clock import Clock
-from runtape.ports.dead_letters import DeadLetterFilter, DeadLetterStore
+from runtape.ports.dead_letters import DeadLetterFilter, DeadLetterStore, DeadLetterTopic
 from runtape.ports.errors import Permanent, Transient
 from runtape.ports.log import Delivery, EventLog, UndecodableDelivery
 
@@ -65,6 +65,9 @@ log = structlog.get_logger(__name__)
 PAGE = 100
 LONGEST_WAIT_S = 60.0
 """How long the schedule sleeps at most while something is on it: the clock may jump."""
+
+AHEAD = timedelta(seconds=60)
+"""By how much the clock of another process may be ahead of this one's and be right."""
 
 PAUSE_S = 1.0
 """How long a retry that could not even be counted is left alone."""
@@ -96,20 +99,42 @@ class LetterOutcome:
 class DeadLetters:
     """The dead letters of the groups that are consumed in this process."""
 
-    def __init__(self, *, store: DeadLetterStore, event_log: EventLog, clock: Clock, tasks: Tasks) -> None:
+    def __init__(
+        self,
+        *,
+        store: DeadLetterStore,
+        event_log: EventLog,
+        clock: Clock,
+        tasks: Tasks,
+        topic: DeadLetterTopic | None = None,
+        look_s: float | None = None,
+    ) -> None:
+        """`look_s` is how often to look at what other processes have done; None where there are none."""
         self._store = store
+        self._topic = topic
         self._event_log = event_log
         self._clock = clock
         self._tasks = tasks
+        self._look_s = look_s
         self._parked: dict[str, set[str]] = {}
+        self._parked_since: set[tuple[str, str]] = set()
+        """The lines that were begun here since the last look began."""
         self._consumers: dict[str, GroupConsumer] = {}
         self._retrying: set[DeadLetterId] = set()
         self._woken = asyncio.Event()
 
     async def restore(self) -> None:
-        """Learn which keys are parked; before the first message is consumed."""
+        """Learn which keys are parked; before the first message is consumed, and again where others park them."""
+        self._parked_since.clear()
+        found: dict[str, set[str]] = {}
         async for group, key in self._store.parked():
-            self._parked.setdefault(group, set()).add(key)
+            found.setdefault(group, set()).add(key)
+        for group, key in self._parked_since:
+            found.setdefault(group, set()).add(key)
+        for group in {*self._parked, *found}:
+            keys, now = self._parked.setdefault(group, set()), found.get(group, set())
+            keys &= now  # in place: consumers hold these sets
+            keys |= now
 
     @property
     def parked_keys(self) -> int:
@@ -137,20 +162,43 @@ class DeadLetters:
         letter = await self._store.append(bury(raw, message_id, group, failure, policy, self._clock.now()))
         if letter.open:  # else it was resolved, and has come again because its acknowledgement was lost
             self._parked.setdefault(group, set()).add(raw.key)
+            self._parked_since.add((group, raw.key))
             self._woken.set()
+        if self._topic is not None:
+            await self._topic.copy(letter)
         log.info("letter.kept", letter=letter.id, group=group, type=raw.type, failure=letter.failure, key=raw.key)
 
     async def retry(self, letter_id: DeadLetterId, by: str | None) -> DeadLetter:
         """Run the handler on the original bytes, once, and return the letter as it stands then.
 
         One that was retried before is returned as it is.  `by` is None for the schedule, which retries only what is
-        due.  Raises: NotFound, DeadLetterResolved, DeadLetterBlocked, Transient.
+        due.  A letter of a group that other processes consume is put on their schedule for now.
+        Raises: NotFound, DeadLetterResolved, DeadLetterBlocked, Transient.
         """
         letter = await self.get(letter_id)
         consumer = self._consumers.get(letter.group)
+        if consumer is None and self._look_s is not None:
+            return await self._ask_for(letter)
         if consumer is None:
             raise DeadLetterBlocked(f"no consumer of the group {letter.group} runs in this process")
         return await consumer.in_line(letter.message.key, lambda: self._retry(letter_id, consumer, by))
+
+    async def _ask_for(self, letter: DeadLetter) -> DeadLetter:
+        if letter.status is LetterStatus.RETRIED:
+            return letter
+        if letter.status is LetterStatus.DISCARDED:
+            raise DeadLetterResolved(f"dead letter {letter.id} was discarded")
+        await self._check_first(letter)
+        asked = replace(letter, status=LetterStatus.SCHEDULED, next_retry_at=self._clock.now())
+        if not await self._store.replace(letter, asked):
+            raise Transient(f"dead letter {letter.id} was changed by somebody else")
+        return asked
+
+    async def _check_first(self, letter: DeadLetter) -> None:
+        """Raises: DeadLetterBlocked, unless the letter is the first of its line."""
+        first = await self._store.first(letter.group, letter.message.key)
+        if first is None or first.id != letter.id:
+            raise DeadLetterBlocked(f"dead letter {first.id if first else '?'} of the same key comes first")
 
     async def discard(self, letter_id: DeadLetterId, reason: str, by: str | None) -> DeadLetter:
         """Close the letter without handling it.  Raises: NotFound, DeadLetterResolved, Transient."""
@@ -204,6 +252,9 @@ class DeadLetters:
         while True:
             self._woken.clear()
             wait_s = await self.retry_due()
+            if self._look_s is not None:
+                await self.restore()
+                wait_s = self._look_s if wait_s is None else min(wait_s, self._look_s)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
                     await self._woken.wait()
@@ -212,12 +263,20 @@ class DeadLetters:
         """Begin to retry what is due, and return in how many seconds more may be; None: not before something fails."""
         now = self._clock.now()
         groups = sorted(self._consumers)
+        await self._bring_forward(now)
         for letter in await self._store.due(groups, now, PAGE):
             if letter.id not in self._retrying:
                 self._retrying.add(letter.id)
                 self._tasks.spawn(self._retry_by_schedule(letter.id), f"{letter.group}.retry")
         upcoming = await self._store.next_retry_at(groups, now)
         return None if upcoming is None else min((upcoming - now).total_seconds(), LONGEST_WAIT_S)
+
+    async def _bring_forward(self, now: datetime) -> None:
+        """Let those be due that died in the future: a clock that was ahead has put off their retries with them."""
+        where = DeadLetterFilter(statuses=frozenset((LetterStatus.SCHEDULED,)), from_=now + AHEAD)
+        for letter in await self._store.oldest(where, PAGE):
+            if letter.group in self._consumers and letter.last_at > now + AHEAD:
+                await self._store.replace(letter, replace(letter, last_at=now, next_retry_at=now))
 
     async def _retry_by_schedule(self, letter_id: DeadLetterId) -> None:
         try:
@@ -236,18 +295,18 @@ class DeadLetters:
             return letter
         if letter.status is LetterStatus.DISCARDED:
             raise DeadLetterResolved(f"dead letter {letter_id} was discarded")
-        first = await self._store.first(letter.group, letter.message.key)
-        if first is None or first.id != letter_id:
-            raise DeadLetterBlocked(f"dead letter {first.id if first else '?'} of the same key comes first")
+        await self._check_first(letter)
         policy = await self.policy(letter.message.topic)
         if by is None and policy.strategy is Strategy.MANUAL and letter.failure is not FailureKind.PARKED:
             await self._store.replace(letter, give_up(letter))
             return give_up(letter)
         tried = try_again(letter, policy, now)
         if not await self._store.replace(letter, tried):
+            if by is None and self._look_s is not None:  # another process of the group was sooner
+                return await self.get(letter_id)
             raise Transient(f"dead letter {letter_id} was changed by somebody else")
         try:
-            await consumer.handle(self._event_log.decode(letter.message))
+            await consumer.handle(await self._event_log.decode(letter.message))
         except Exception as error:  # whatever it is, it is why the message is still dead
             failed = failed_again(tried, failure_of(error, tried.attempts))
             await self._store.replace(tried, failed)
@@ -272,6 +331,7 @@ class DeadLetters:
             return False
         if left == 0:
             self._parked.setdefault(letter.group, set()).discard(letter.message.key)
+            self._parked_since.discard((letter.group, letter.message.key))
         self._woken.set()
         log.info(f"letter.{status}", letter=letter.id, group=letter.group, by=by, reason=reason, left=left)
         return True

@@ -74,28 +74,31 @@ class Survey:
     running_by_project: Mapping[ProjectId, int]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """Whether another execution of a project may be accepted: it would run or wait, whatever the `gate` says.
+
+    ``in_s`` is in how many seconds that may be so, as far as it can be told; 0 where it is.
+    """
+
+    gate: Gate
+    accepts: bool
+    in_s: float
+
+
 class AdmissionQueue(Protocol):
     """Orders by priority, then fair share between projects, then first come; within `Capacity`.
 
     Fair share: the project that runs the least is next; of those that run equally many, the one whose last turn is the
-    longest ago.  One that comes anew takes its turn after all who wait already.
+    longest ago.  One that comes anew takes its turn after all who wait already.  Every method raises Transient.
     """
 
-    @property
-    def gate(self) -> Gate:
-        """What the operator lets through."""
-        ...
-
-    def set_gate(self, gate: Gate) -> None:
+    async def set_gate(self, gate: Gate) -> None:
         """Let no more through than `gate` says, from now on.  Those who run are not touched."""
         ...
 
-    def has_room(self, project_id: ProjectId) -> bool:
-        """Whether another execution of the project may be accepted: it would run or wait."""
-        ...
-
-    def room_in_s(self, project_id: ProjectId) -> float:
-        """Return in how many seconds the project may have room, as far as that can be told."""
+    async def room(self, project_id: ProjectId) -> Room:
+        """Return whether there is room for another execution of the project; that there is, where nobody can tell."""
         ...
 
     async def offer(self, entry: Entry) -> bool:
@@ -130,7 +133,7 @@ class AdmissionQueue(Protocol):
         ...
 
     async def place(self, execution_id: ExecutionId) -> Place | None:
-        """Return where `execution_id` stands in the queue, about; None when it does not wait."""
+        """Return where `execution_id` stands in the queue, about; None when it does not wait, or nobody can tell."""
         ...
 
     async def drained(self) -> None:
@@ -145,7 +148,7 @@ class AdmissionQueue(Protocol):
         """Return up to `limit` of those who wait in the order of their ids, which is that of time, beyond `after`."""
         ...
 
-    def front(self, count: int) -> Sequence[ExecutionId]:
+    async def front(self, count: int) -> Sequence[ExecutionId]:
         """Return up to `count` of those who wait, about in the order in which they will be admitted."""
         ...
 

@@ -38,6 +38,17 @@ class DeadLetterCount:
     newest_at: datetime
 
 
+class DeadLetterTopic(Protocol):
+    """Where a copy of each dead letter goes, for who watches the log and not the store."""
+
+    async def copy(self, letter: DeadLetter) -> None:
+        """Append a copy of `letter`, which is in the store; return once that is durable.
+
+        Called again for a letter whose message comes again.  Raises: Transient.
+        """
+        ...
+
+
 class DeadLetterStore(Protocol):
     """Dead letters; each write is durable when it returns.  Every method raises Transient."""
 

@@ -2,6 +2,7 @@
 
 InfrastructureError
 ├── Transient            try again, after `retry_after_s` when it is given
+│   ├── Unavailable      a part does not answer anybody; wait until it does
 │   └── VersionConflict  somebody else changed the document; load it again
 ├── Permanent            trying again cannot help; stop and tell a person
 │   └── SandboxUnavailable  this host cannot isolate a program
@@ -22,6 +23,10 @@ class Transient(InfrastructureError):
     def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class Unavailable(Transient):
+    """A part cannot be reached: every call of it fails alike, whatever it is about."""
 
 
 class VersionConflict(Transient):

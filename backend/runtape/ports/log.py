@@ -1,6 +1,6 @@
 """The event log: messages by topic, in order per execution, read by consumer groups."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -37,11 +37,12 @@ class UndecodableDelivery:
 class EventLog(Protocol):
     """Reads the log.  Messages get into it with the change that caused them (`UnitOfWork.commit`)."""
 
-    def consume(self, group: str, topics: Sequence[str]) -> AsyncIterator[Delivery | UndecodableDelivery]:
+    def consume(self, group: str, topics: Sequence[str]) -> AsyncGenerator[Delivery | UndecodableDelivery, None]:
         """Yield the messages of `topics` that `group` has not acknowledged, oldest first, then live.
 
-        At-least-once, in order per execution.  One consumer per group and process.  What cannot be decoded is
-        delivered all the same, in its place, to every group of its topic: nobody can say whom it was for.
+        At-least-once, in order per execution and topic.  One consumer per group and process.  What cannot be decoded is
+        delivered all the same, in its place, to every group of its topic: nobody can say whom it was for.  The caller
+        closes it.
         """
         ...
 
@@ -50,11 +51,11 @@ class EventLog(Protocol):
         ...
 
     async def raw(self, delivery: Delivery) -> RawMessage | None:
-        """Return the message as the log holds it; None when it was deleted meanwhile.  Raises: Transient."""
+        """Return the message as the log holds it; None when it was deleted there meanwhile.  Raises: Transient."""
         ...
 
-    def decode(self, raw: RawMessage) -> Message:
-        """Return the message that `raw` holds.  Raises: Poison."""
+    async def decode(self, raw: RawMessage) -> Message:
+        """Return the message that `raw` holds.  Raises: Poison; Transient."""
         ...
 
     async def ready(self) -> None:

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from runtape.domain.events import Message
 from runtape.domain.ids import EventId, ExecutionId
+from runtape.ports.stores import Change
 
 
 class DocumentKind(StrEnum):
@@ -26,6 +27,28 @@ class DocumentKey:
 
     kind: DocumentKind
     id: ExecutionId
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A document that has something to tell; `mark` is another one once somebody has taken it up."""
+
+    document: DocumentKey
+    mark: int
+
+
+class DocumentWriter(Protocol):
+    """Writes documents one by one, each with its messages in its outbox."""
+
+    async def commit(
+        self, changes: Sequence[Change], handled_by: frozenset[str] = frozenset()
+    ) -> Collection[DocumentKey]:
+        """Store `changes` as `UnitOfWork` does.
+
+        Returns those of the documents with messages that had something to tell before: what these are to publish comes
+        after that.
+        """
+        ...
 
 
 class Outbox(Protocol):
@@ -45,8 +68,15 @@ class Outbox(Protocol):
         """
         ...
 
-    async def unpublished(self, limit: int) -> Sequence[DocumentKey]:
+    async def unpublished(self, limit: int) -> Sequence[Waiting]:
         """Return up to `limit` documents that have something to tell, those that have waited longest first.
+
+        Raises: Transient.
+        """
+        ...
+
+    async def take_up(self, waiting: Waiting) -> bool:
+        """Return whether the caller is the one who publishes what was found waiting; one of several is.
 
         Raises: Transient.
         """

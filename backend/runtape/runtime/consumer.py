@@ -4,21 +4,25 @@ Keys are handled side by side, as many as there are places, what concerns one ke
 backlog stays in the log.  The class of a failure decides (`runtape.ports.errors`): what is transient is tried again
 with growing pauses, what has no class a few times, in case it was a passing fault.  What is given up then, what is
 permanent, and what cannot be decoded becomes a dead letter and parks its key (`runtape.application.dead_letters`).
+While a part is unavailable nothing is given up: every message would fail, so each waits in its place until the part is
+there, and the log waits behind them.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 import structlog
 
 from runtape.application.dead_letters import DeadLetters, failure_of
-from runtape.application.flow import Flow, Handler, Tasks
+from runtape.application.flow import Tasks
 from runtape.domain.dead_letter import PARKED, Failure, FailureKind, spread_of
 from runtape.domain.events import Message
-from runtape.ports.errors import Permanent, Poison, Transient
+from runtape.ports.errors import Permanent, Poison, Transient, Unavailable
 from runtape.ports.log import Delivery, EventLog, UndecodableDelivery
+from runtape.runtime.dispatcher import Dispatcher
 
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
@@ -59,50 +63,40 @@ _Item = Delivery | UndecodableDelivery | _Work
 
 
 class Consumer:
-    """Feeds one group's handlers, for `at_once` keys side by side; `run` it as a task.
-
-    `replays` are the types whose handler is also fit for messages that a replay session has published again.
-    """
+    """Feeds one group's handlers, for `at_once` keys side by side; `run` it as a task."""
 
     def __init__(
         self,
         *,
         group: str,
         topics: tuple[str, ...],
-        handlers: Mapping[str, Handler],
+        dispatcher: Dispatcher,
         event_log: EventLog,
-        flow: Flow,
         dead_letters: DeadLetters,
         tasks: Tasks,
         at_once: int,
-        replays: Collection[str] = (),
     ) -> None:
         self._group = group
         self._topics = topics
-        self._handlers = handlers
+        self._dispatcher = dispatcher
         self._event_log = event_log
-        self._flow = flow
         self._dead_letters = dead_letters
         self._parked = dead_letters.attach(group, self)
         self._tasks = tasks
-        self._replays = replays
         self._lines: dict[str, deque[_Item]] = {}
         self._places = asyncio.Semaphore(at_once)
 
     async def run(self) -> None:
         """Handle what the log delivers; runs until cancelled."""
-        async for delivery in self._event_log.consume(self._group, self._topics):
-            if isinstance(delivery, UndecodableDelivery):
-                await self._enter(delivery.raw.key, delivery)
-            elif self._concerns(delivery):
-                await self._enter(delivery.message.execution_id, delivery)
-            else:
-                self._event_log.acknowledge(self._group, delivery)
-
-    def _concerns(self, delivery: Delivery) -> bool:
-        """Whether the group handles it: this one place keeps what is replayed from having effects."""
-        name = delivery.message.type
-        return name in (self._handlers if delivery.replayed_by is None else self._replays)
+        # Closed here and not when somebody collects it: the log hands what is left to another process at once.
+        async with aclosing(self._event_log.consume(self._group, self._topics)) as deliveries:
+            async for delivery in deliveries:
+                if isinstance(delivery, UndecodableDelivery):
+                    await self._enter(delivery.raw.key, delivery)
+                elif self._dispatcher.concerns(delivery):
+                    await self._enter(delivery.message.execution_id, delivery)
+                else:
+                    self._event_log.acknowledge(self._group, delivery)
 
     async def in_line(self, key: str, work: Callable[[], Awaitable[T]], /) -> T:
         """Do `work` after what is in the line of `key`, and return what it returns.  Raises: what it raised."""
@@ -112,9 +106,7 @@ class Consumer:
 
     async def handle(self, message: Message, /) -> None:
         """Carry out what the group's handler decides about `message`; nothing when the group has none."""
-        handler = self._handlers.get(message.type)
-        if handler is not None:
-            await self._flow.handle(handler, message)
+        await self._dispatcher.dispatch(message)
 
     async def _enter(self, key: str, item: _Item) -> None:
         line = self._lines.get(key)
@@ -165,12 +157,15 @@ class Consumer:
             log.error("message.undecodable", group=self._group, offset=delivery.offset, cause=delivery.cause)
             return Failure(kind=FailureKind.POISON, cause=delivery.cause)
         message = delivery.message
-        handler = self._handlers[message.type]
-        tries = 0
+        tries = waits = 0
         while True:
             try:
-                await self._flow.handle(handler, message)
+                await self._dispatcher.dispatch(message)
                 return None
+            except Unavailable as error:
+                waits += 1
+                log.warning("message.waits", group=self._group, type=message.type, waits=waits, error=str(error))
+                await asyncio.sleep(error.retry_after_s or self._pause_s(waits, delivery))
             except Exception as error:  # the loop's edge: one message must not end the group
                 tries += 1
                 transient = isinstance(error, Transient)
