@@ -2,7 +2,7 @@
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -124,7 +124,7 @@ class Slow:
 class StutteringLog(Slow):
     """Delivers some messages again, at once or much later."""
 
-    async def consume(self, group: str, topics: Sequence[str]) -> AsyncIterator[Delivery]:
+    async def consume(self, group: str, topics: Sequence[str]) -> AsyncGenerator[Delivery, None]:
         delivered: list[Delivery] = []
         random = self._chaos.random
         async for delivery in self._inner.consume(group, topics):

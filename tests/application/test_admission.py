@@ -66,11 +66,11 @@ async def test_a_changed_priority_is_the_truth_and_survives_the_process(folder: 
         _, (one, two) = await busy(world, "print 1", "print 2")
         saga, place = await world.control.rank(two, Priority.HIGH)
         assert (saga.priority, place and place.position) == (Priority.HIGH, 1)
-        assert list(world.queue.front(9)) == [two, one]
+        assert list(await world.queue.front(9)) == [two, one]
         assert (await world.get(two)).spec.priority is Priority.NORMAL, "what was asked for stays"
     async with a_world(folder, fused=fused, capacity=ONE, owner="worker-2") as again:
         await again.admission.restore()
-        assert list(again.queue.front(9)) == [two, one]
+        assert list(await again.queue.front(9)) == [two, one]
 
 
 async def test_a_changed_priority_is_durable_before_it_is_told(folder: Path) -> None:
@@ -132,7 +132,7 @@ async def test_while_it_is_paused_nobody_is_admitted_by_any_way(folder: Path, fu
             await world.until_quiet()
     async with a_world(folder, fused=fused, capacity=ONE, owner="worker-2") as again:
         await again.control.restore()
-        assert again.queue.gate is Gate.PAUSED
+        assert (await again.queue.survey()).gate is Gate.PAUSED
         await again.start()
         again.clock.advance(61)
         await again.sweeper.sweep()

@@ -154,10 +154,10 @@ class CapacityMachine(RuleBasedStateMachine):
     @rule(count=st.integers(0, 10))
     def die(self, count: int) -> None:
         self.do(turns(count))
-        gate = self.world.queue.gate
+        gate = self.do(self.control.survey()).gate
         self.do(self.process.aclose())
         self.do(self.come_alive())
-        assert self.world.queue.gate is gate
+        assert self.do(self.control.survey()).gate is gate
 
     @precondition(lambda self: self.accepted)
     @rule(data=st.data())

@@ -24,6 +24,7 @@ from runtape.domain import execution as executions
 from runtape.domain.events import Message, PodCreate
 from runtape.domain.execution import Execution, OnInterrupt
 from runtape.ports.errors import Transient, VersionConflict
+from runtape.ports.notifications import NotificationFilter
 from tests.application.world import ALICE, CAPACITY, World, a_world
 from tests.builders import EXECUTION, LEASE_TTL, an_execution, requested
 from tests.clocks import START
@@ -94,6 +95,7 @@ async def traces(scenario: Scenario, running: int, *, fused: bool) -> dict[str, 
                 "executions": [await world.stores.executions.get(each) for each in ids],
                 "sagas": [await world.stores.sagas.get(each) for each in ids],
                 "tapes": [await world.printed(each) for each in ids],
+                "notifications": await world.stores.notifications.list(ALICE.user_id, NotificationFilter(), 100, None),
                 "messages": dict(messages),
                 "pods": sorted((key.execution_id, key.attempt) for key in world.pods.started),
                 "left": await world.pods.list(),

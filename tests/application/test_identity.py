@@ -439,6 +439,22 @@ class TestCache:
         with pytest.raises(Unauthenticated):
             await world.identity.authenticate_key(plain)
 
+    async def test_what_another_process_revoked_is_refused_at_once_and_streams_read_less(self, world: World) -> None:
+        plain = await world.key(Scope.READ)
+        here = Identity(world.store, world.hasher, world.clock, CountingIds(), shared=True)
+        principal = await here.authenticate_key(plain)
+        reads = world.store.reads
+        await here.confirm(principal)
+        assert world.store.reads == reads
+        await world.identity.revoke_key(await world.admin(), ApiKeyId(principal.credential_id))
+        with pytest.raises(Unauthenticated):
+            await here.authenticate_key(plain)
+        login = await world.identity.login("admin", PASSWORD, PEER)
+        await here.authenticate_session(login.token)
+        await world.identity.logout(login.principal)
+        with pytest.raises(Unauthenticated):
+            await here.authenticate_session(login.token)
+
     async def test_key_revoked_while_it_is_looked_up_is_not_kept(self, world: World) -> None:
         plain = await world.key(Scope.READ)
         (key,) = world.store.keys.values()

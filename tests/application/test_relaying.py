@@ -1,5 +1,6 @@
 """The relay, against an outbox in memory: in order, exactly what was published, and nothing lost."""
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 
 import hypothesis.strategies as st
@@ -12,7 +13,7 @@ from runtape.application.relaying import Relay, RelayingUnitOfWork, key_of
 from runtape.domain.events import Message, PodCreate
 from runtape.domain.ids import EventId, ExecutionId
 from runtape.ports.errors import Transient
-from runtape.ports.outbox import DocumentKey, DocumentKind
+from runtape.ports.outbox import DocumentKey, DocumentKind, Waiting
 from runtape.ports.stores import Change
 from tests.builders import EXECUTION, PROJECT, an_execution
 from tests.clocks import START
@@ -35,11 +36,14 @@ class Outboxes:
         self.log: list[Message] = []
         self.refuses: set[EventId] = set()
         self.forgets = False
+        self.reads = 0
+        self.taken_up: Counter[DocumentKey] = Counter()
 
     def write(self, key: DocumentKey, *messages: Message) -> None:
         self.waiting.setdefault(key, []).extend(messages)
 
     async def read(self, document: DocumentKey) -> Sequence[Message]:
+        self.reads += 1
         return tuple(self.waiting.get(document, ()))
 
     async def remove(self, document: DocumentKey, published: Collection[EventId]) -> None:
@@ -49,8 +53,14 @@ class Outboxes:
         if left:
             self.waiting[document] = left
 
-    async def unpublished(self, limit: int) -> Sequence[DocumentKey]:
-        return list(self.waiting)[:limit]
+    async def unpublished(self, limit: int) -> Sequence[Waiting]:
+        return [Waiting(key, self.taken_up[key]) for key in self.waiting][:limit]
+
+    async def take_up(self, waiting: Waiting) -> bool:
+        if self.taken_up[waiting.document] != waiting.mark or waiting.document not in self.waiting:
+            return False
+        self.taken_up[waiting.document] += 1
+        return True
 
     async def publish(self, message: Message) -> None:
         if message.id in self.refuses:
@@ -111,6 +121,17 @@ async def test_the_sweep_takes_what_was_left_behind_and_not_what_was_just_writte
     assert list(outboxes.waiting) == [fresh]
 
 
+async def test_of_two_that_sweep_one_takes_up_what_was_left_behind() -> None:
+    outboxes = Outboxes()
+    outboxes.write(KEY, message(1))
+    (one, tasks), (other, more) = a_relay(outboxes), a_relay(outboxes)
+    for relay in (one, other, one, other):
+        await relay.sweep()
+    await settled(tasks)
+    await settled(more)
+    assert outboxes.log == [message(1)]
+
+
 async def test_a_message_that_could_not_be_removed_is_published_again() -> None:
     outboxes = Outboxes()
     relay, tasks = a_relay(outboxes)
@@ -130,15 +151,29 @@ async def test_a_commit_is_published_at_once_document_by_document() -> None:
     outboxes = Outboxes()
 
     class Storing:
-        async def commit(self, changes: Sequence[Change], handled_by: frozenset[str] = frozenset()) -> None:
+        async def commit(
+            self, changes: Sequence[Change], handled_by: frozenset[str] = frozenset()
+        ) -> Collection[DocumentKey]:
+            behind = {key_of(change.document) for change in changes} & outboxes.waiting.keys()
             for change in changes:
                 outboxes.write(key_of(change.document), *change.messages)
+            return behind
 
     relay, tasks = a_relay(outboxes)
     accepted = acceptance(an_execution())
-    await RelayingUnitOfWork(Storing(), relay).commit([accepted])
+    unit_of_work = RelayingUnitOfWork(Storing(), relay)
+    await unit_of_work.commit([accepted])
     await settled(tasks)
     assert outboxes.log == list(accepted.messages)
+    assert outboxes.reads == 0, "who wrote it knows what it has to tell"
+    assert outboxes.waiting == {}
+
+    left = message(7)
+    outboxes.write(KEY, left)
+    await unit_of_work.commit([accepted])
+    await settled(tasks)
+    assert outboxes.log[1:] == [left, *accepted.messages], "what was left behind comes first"
+    assert outboxes.waiting == {}
     assert key_of(accepted.document) == KEY
     assert key_of(saga_of(an_execution())) == DocumentKey(DocumentKind.SAGA, EXECUTION)
 

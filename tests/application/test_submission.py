@@ -275,7 +275,7 @@ class TestCancel:
             assert execution.status == "cancelled"
             await world.until_stored(second)
             await world.until_quiet()
-            assert world.queue.front(5) == []
+            assert await world.queue.front(5) == []
             world.pods.let("go")
             await world.until_stored(first)
             assert [key.execution_id for key in world.pods.started] == [first]
@@ -345,7 +345,7 @@ async def test_no_place_is_lost_when_acceptances_and_ends_cross(folder: Path) ->
                     await world.until_stored(each)
                 assert len(world.pods.started) == len(set(world.pods.started)) == 200
                 await world.until_quiet()
-                assert world.queue.front(1) == []
+                assert await world.queue.front(1) == []
 
 
 @pytest.mark.parametrize("fused", [True, False], ids=["fused", "stepwise"])

@@ -369,6 +369,20 @@ async def test_a_process_that_is_not_alone_leaves_the_attempts_of_others_to_thei
         assert (await world.get(EXECUTION)).version == 2
 
 
+async def test_who_follows_a_worker_takes_what_it_ran_for_lost_at_once(folder: Path) -> None:
+    async with a_world(folder, owner="dead") as dead:
+        await leave(dead, started(waiting()), saga_at(SagaStep.MONITOR))
+    async with a_world(folder, owner="worker-2") as world:
+        await world.sweeper.succeed("another")
+        assert (await world.get(EXECUTION)).version == 2, "it is another's"
+        await world.sweeper.succeed("worker-1")
+        taken = await world.get(EXECUTION)
+        assert taken.version > 2
+        assert taken.lease is None or taken.lease.owner == "worker-2"
+        await world.sweeper.succeed("worker-1")
+        assert await world.get(EXECUTION) == taken
+
+
 async def test_what_a_lost_attempt_prints_later_is_on_no_tape_and_in_no_stream(world: World) -> None:
     """Its recorder stood still while its lease ran out, and goes on after the next attempt has begun."""
     execution_id = await world.submit("print a\nwait go\nprint b")
@@ -466,7 +480,7 @@ async def test_a_long_line_is_looked_at_more_and_more_rarely_and_never_swamps_th
             await world.sweeper.sweep()
         assert looked[0] == 600, "all of them in one sweep"
         assert sum(looked) <= 5 * 600
-        assert len(world.queue.front(1000)) == 600
+        assert len(await world.queue.front(1000)) == 600
         assert (await world.get(first)).attempt == 1
 
 

@@ -47,6 +47,7 @@ from runtape.ports.pod_runtime import PodKey
 from runtape.ports.tracing import StepSpans
 from runtape.runtime import roles
 from runtape.runtime.consumer import Consumer
+from runtape.runtime.dispatcher import Dispatcher
 from runtape.runtime.roles import Role
 from tests.builders import a_principal
 from tests.clocks import CountingIds, ManualClock
@@ -118,9 +119,8 @@ class World:
                 consumer = Consumer(
                     group=part.group,
                     topics=part.topics,
-                    handlers=part.handlers,
+                    dispatcher=Dispatcher(self.flow, part.handlers),
                     event_log=self.stores.log,
-                    flow=self.flow,
                     dead_letters=self.dead_letters,
                     tasks=self.tasks,
                     at_once=2,  # few, so that one may wait for another's place

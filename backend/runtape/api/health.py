@@ -1,5 +1,6 @@
 """Liveness and readiness, answered without a framework: they are what a server is asked first."""
 
+from collections.abc import Mapping
 from urllib.parse import parse_qs
 
 import msgspec
@@ -39,9 +40,13 @@ class HealthRoutes:
 
     async def ready(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer 200 when store, log and sandbox answer, 503 with what is wrong otherwise."""
-        parts = await self._health.parts()
-        good = all(state == "ok" for state in parts.values())
-        await _answer(send, 200 if good else 503, {"status": "ready" if good else "not_ready", "parts": parts})
+        await tell_parts(send, await self._health.parts())
+
+
+async def tell_parts(send: Send, parts: Mapping[str, str]) -> None:
+    """Answer the question for readiness with the state of each part."""
+    good = all(state == "ok" for state in parts.values())
+    await _answer(send, 200 if good else 503, {"status": "ready" if good else "not_ready", "parts": parts})
 
 
 def _challenge(query: bytes) -> str | None:

@@ -1,6 +1,7 @@
 """The saga_orchestrator's work: who runs when, and following each execution to its end."""
 
 import asyncio
+from contextlib import suppress
 
 import structlog
 
@@ -104,7 +105,7 @@ class Admission:
             await self._take_place(entry)
         if granted and not self._telling:
             self._telling = True
-            asyncio.get_running_loop().call_later(TELLING_INTERVAL_S, self._tell_waiting)
+            asyncio.get_running_loop().call_later(TELLING_INTERVAL_S, self._tell_soon)
 
     async def check(self, execution_id: ExecutionId) -> None:
         """Compare an overdue saga with its execution and do what is lacking."""
@@ -176,7 +177,7 @@ class Admission:
 
         await self._flow.perform(decide)
         await self._queue.rank(_entry(ranked[0]))
-        self._announcer.queue_moved(self._queue.front(TOLD))
+        self._announcer.queue_moved(await self._queue.front(TOLD))
         return ranked[0]
 
     async def restore(self) -> dict[ExecutionId, int]:
@@ -220,9 +221,13 @@ class Admission:
             return NOTHING if saga.admitted else Step(effects=(self._passing_on(entry.execution_id),))
         return Step(changes=(_change(saga, admitted, tuple(commands)),))
 
-    def _tell_waiting(self) -> None:
+    def _tell_soon(self) -> None:
         self._telling = False
-        self._announcer.queue_moved(self._queue.front(TOLD))
+        self._flow.soon(self._tell_waiting)
+
+    async def _tell_waiting(self) -> None:
+        with suppress(Transient):  # each stream looks at its place again by itself
+            self._announcer.queue_moved(await self._queue.front(TOLD))
 
     def _enqueueing(self, entry: Entry) -> Effect:
         async def enqueue() -> None:

@@ -31,7 +31,7 @@ class AdmissionControl:
 
     async def restore(self) -> None:
         """Put the gate where it was left; runs before anybody is admitted."""
-        self._queue.set_gate(await self._gates.gate())
+        await self._queue.set_gate(await self._gates.gate())
 
     async def pause(self) -> Survey:
         """Let nobody to a place until `resume`; who runs goes on, and who comes waits."""
@@ -73,6 +73,6 @@ class AdmissionControl:
     async def _set(self, gate: Gate) -> Survey:
         async with self._setting:
             await self._gates.put_gate(gate)
-            self._queue.set_gate(gate)
+            await self._queue.set_gate(gate)
         log.info("admission.gate", gate=gate)
         return await self._queue.survey()

@@ -51,7 +51,7 @@ LOCKOUT_ENTRIES = 8192
 """Names and addresses whose failures are remembered; the longest quiet is forgotten first."""
 
 CACHE_S = 30.0
-"""How long a principal is taken from memory: the longest that a revocation by another process goes unnoticed."""
+"""How long a principal is taken from memory: the longest that a stream outlives a revocation by another process."""
 
 CACHE_ENTRIES = 4096
 
@@ -66,7 +66,11 @@ class Login:
 
 
 class Identity:
-    """Knows users and their credentials.  One per process: failures and the cache are its own."""
+    """Knows users and their credentials.  One per process: failures and the cache are its own.
+
+    Where the store is `shared` with other processes, each request reads it, so that what another process revoked is
+    refused at once; only streams, which ask again and again, take a principal from memory.
+    """
 
     def __init__(
         self,
@@ -76,12 +80,14 @@ class Identity:
         ids: Ids,
         *,
         session_ttl: timedelta = SESSION_TTL,
+        shared: bool = False,
     ) -> None:
         self._store = store
         self._hasher = hasher
         self._clock = clock
         self._ids = ids
         self._session_ttl = session_ttl
+        self._shared = shared
         self._failures = _Failures(clock)
         self._principals = _Principals(clock)
 
@@ -188,7 +194,7 @@ class Identity:
         """Return whom `key` stands for.  Raises: Unauthenticated, Transient.  Does not wait when it is cached."""
         digest = _digest(key)
         known = self._principals.get(digest)
-        if known is not None:
+        if known is not None and not self._shared:
             return known
         if not key.startswith(KEY_PREFIX):
             raise Unauthenticated(f"that is no API key: one begins with {KEY_PREFIX}")
@@ -197,7 +203,8 @@ class Identity:
     async def authenticate_session(self, token: str) -> Principal:
         """Return whom the session token stands for.  Raises: Unauthenticated, Transient."""
         digest = _digest(token)
-        return self._principals.get(digest) or await self._session_principal(digest)
+        known = self._principals.get(digest)
+        return known if known is not None and not self._shared else await self._session_principal(digest)
 
     async def confirm(self, principal: Principal) -> None:
         """Return when the credential of `principal`, authenticated a while ago, still stands for the same rights.

@@ -121,6 +121,11 @@ class Worker:
                 elif key in self._live:
                     await self._pods.kill(key)
 
+    @property
+    def busy(self) -> int:
+        """How many attempts this process is starting or recording."""
+        return len(self._live)
+
     def holds(self, key: PodKey) -> bool:
         """Whether this process is starting the attempt or recording what it prints."""
         return key in self._live

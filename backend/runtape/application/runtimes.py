@@ -13,9 +13,11 @@ class RuntimeCatalogue:
         self._by_lang: dict[str, list[Runtime]] = {}
 
     async def load(self, pods: PodRuntime) -> None:
-        """Read the runtimes once; they are stable while the process lives."""
+        """Read the runtimes, in place of those that were read before."""
+        found: dict[str, list[Runtime]] = {}
         for runtime in await pods.runtimes():
-            self._by_lang.setdefault(runtime.lang, []).append(runtime)
+            found.setdefault(runtime.lang, []).append(runtime)
+        self._by_lang = found
 
     def resolve(self, lang: str, version: str | None) -> Runtime:
         """Return the runtime; the newest version when none is named.  Raises: RuntimeUnknown; VersionUnknown."""

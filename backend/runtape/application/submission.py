@@ -193,10 +193,11 @@ class Submissions:
                 )
             if (known := await self._known(principal, key, body_sha256)) is not None:
                 return known
-        if self._queue.gate is Gate.DRAINING:
+        room = await self._queue.room(principal.project_id)
+        if room.gate is Gate.DRAINING:
             raise Draining("this installation is being drained and accepts nothing new; try again later")
-        if not self._queue.has_room(principal.project_id):
-            wait_s = min(max(math.ceil(self._queue.room_in_s(principal.project_id)), 1), LONGEST_RETRY_S)
+        if not room.accepts:
+            wait_s = min(max(math.ceil(room.in_s), 1), LONGEST_RETRY_S)
             raise QueueFull(f"the queue is full; try again in about {wait_s} s", retry_after_s=wait_s)
         now = self._clock.now()
         execution_id = ExecutionId(self._ids.new_id())

@@ -108,6 +108,15 @@ class Sweeper:
                 await self._admission.check(saga.execution_id)
         await self._admission.admit_waiting()
 
+    async def succeed(self, owner: str) -> None:
+        """Take for lost what the worker with the id `owner`, which is known to be dead, was running.
+
+        Idempotent.  Raises: Transient.
+        """
+        async for execution in self._executions.unfinished():
+            if execution.lease is not None and execution.lease.owner == owner:
+                await self._monitor.interrupt(execution.id, execution.attempt, "worker_lost")
+
     async def run(self) -> None:
         """Sweep from time to time; runs until cancelled.
 

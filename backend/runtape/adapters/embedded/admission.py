@@ -12,7 +12,7 @@ from typing import TypeVar
 from runtape.adapters.embedded.fair_line import FairLine
 from runtape.domain.events import Priority
 from runtape.domain.ids import ExecutionId, ProjectId
-from runtape.ports.admission import Capacity, Entry, Gate, Place, Survey, Waiting
+from runtape.ports.admission import Capacity, Entry, Gate, Place, Room, Survey, Waiting
 from runtape.ports.clock import Clock
 
 K = TypeVar("K", ProjectId, str)
@@ -58,19 +58,15 @@ class InMemoryAdmissionQueue:
         self._until_drained: list[asyncio.Future[None]] = []
         self._mean_run_s = 1.0
 
-    @property
-    def gate(self) -> Gate:
-        return self._gate
-
-    def set_gate(self, gate: Gate) -> None:
+    async def set_gate(self, gate: Gate) -> None:
         self._gate = gate
 
-    def has_room(self, project_id: ProjectId) -> bool:
-        if not self._waiting and self._gate is Gate.OPEN and self._has_place(project_id):
-            return True
-        return not self._line_is_full() and not self._line_is_full_for(project_id)
+    async def room(self, project_id: ProjectId) -> Room:
+        at_once = not self._waiting and self._gate is Gate.OPEN and self._has_place(project_id)
+        in_line = not self._line_is_full() and not self._line_is_full_for(project_id)
+        return Room(gate=self._gate, accepts=at_once or in_line, in_s=self._room_in_s(project_id))
 
-    def room_in_s(self, project_id: ProjectId) -> float:
+    def _room_in_s(self, project_id: ProjectId) -> float:
         capacity = self._capacity
         whole_s = self._mean_run_s / capacity.running if self._line_is_full() else 0.0
         if not self._line_is_full_for(project_id):
@@ -170,7 +166,7 @@ class InMemoryAdmissionQueue:
         found = [self._waiting[execution_id] for execution_id in chosen]
         return [Waiting(each.entry, _ORDER[each.level], self._place(each)) for each in found]
 
-    def front(self, count: int) -> Sequence[ExecutionId]:
+    async def front(self, count: int) -> Sequence[ExecutionId]:
         in_line = chain.from_iterable(line.in_turn() for line in self._lines)
         return [entry.execution_id for entry in islice(in_line, count)]
 

@@ -17,18 +17,16 @@ made anew over the rows that it has.
 
 import sqlite3
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 
 from runtape.domain.ids import EventId, ExecutionId
+from runtape.domain.times import microseconds
 from runtape.ports.events import Archival
 
 SLICE = 250
 """Rows of the log that one write indexes: so long do those wait that are queued behind it (about 5 ms)."""
 
 COLUMNS = "offset, id, type, execution_id, project_id, user_id, at_us, attempt, correlation_id, causation_id"
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
 
 
 # A BLOB is no JSON to SQLite, and a body that is none must not stop the others.  Times are as ISO 8601 in UTC, with six
@@ -69,16 +67,6 @@ _ARCHIVE = (
     f"insert or ignore into event_archive select d.*, l.topic, l.body, ?, ?, ? from ({_described('l.offset = ?')}) d"
     " cross join log l on l.offset = d.offset"
 )
-
-
-def microseconds(at: datetime) -> int:
-    """Return the time as it stands in columns: microseconds since 1970."""
-    return (at - _EPOCH) // _MICROSECOND
-
-
-def moment(at_us: int) -> datetime:
-    """Return the time that stands in a column."""
-    return _EPOCH + at_us * _MICROSECOND
 
 
 def bounds(execution_id: ExecutionId) -> tuple[str, str]:

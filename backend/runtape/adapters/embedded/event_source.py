@@ -7,9 +7,10 @@ from typing import Any
 
 from runtape.adapters.embedded import event_index
 from runtape.adapters.embedded.database import Database
-from runtape.adapters.embedded.event_index import COLUMNS, microseconds
+from runtape.adapters.embedded.event_index import COLUMNS
 from runtape.adapters.embedded.event_store import TEXT, stored_event
 from runtape.domain.replay import Selection
+from runtape.domain.times import microseconds
 from runtape.ports.replay import EventSlice, Remade
 
 CANDIDATES = 2_000

@@ -9,11 +9,12 @@ from typing import Any
 
 from runtape.adapters.embedded import event_index
 from runtape.adapters.embedded.database import Database
-from runtape.adapters.embedded.event_index import COLUMNS, microseconds, moment
+from runtape.adapters.embedded.event_index import COLUMNS
 from runtape.adapters.embedded.replay_store import remove_copies_of_event
 from runtape.domain.events import ENDED_BY_STATUS, ExecutionRequested
 from runtape.domain.ids import EventId, ExecutionId, UserId
 from runtape.domain.outcome import Status
+from runtape.domain.times import microseconds, moment
 from runtape.ports.events import (
     Archival,
     ArchivedEvent,

@@ -20,6 +20,11 @@ class InProcessLiveFeed:
         for subscription in self._subscriptions.get(watched_id, ()):
             subscription.push(nudge)
 
+    def doubt(self, watched_id: Watched) -> None:
+        """Tell the present subscribers that something may have been lost."""
+        for subscription in self._subscriptions.get(watched_id, ()):
+            subscription.lose()
+
     def watched(self, watched_id: Watched) -> bool:
         return watched_id in self._subscriptions
 
@@ -69,11 +74,16 @@ class InProcessSubscription:
         size = sum(map(len, nudge.bodies)) if isinstance(nudge, OutputNudge | LifecycleNudge) else 0
         self._bytes += size
         if self._bytes > PENDING_BYTES:
-            self._nudges.clear()
-            self._bytes = 0
-            self._lost = True
+            self.lose()
         else:
             self._nudges.append((nudge, size))
+            self._wake()
+
+    def lose(self) -> None:
+        """Drop all that waits and say so: what comes after it does not follow on what came before."""
+        self._nudges.clear()
+        self._bytes = 0
+        self._lost = True
         self._wake()
 
     def end(self, why: type[Exception]) -> None:

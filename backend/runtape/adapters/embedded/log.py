@@ -3,7 +3,7 @@
 import asyncio
 import sqlite3
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -103,7 +103,7 @@ class SqliteEventLog:
                     group.offer(offset, each.message, done=False, replayed_by=session_id)
         self._schedule_flush()
 
-    async def consume(self, group: str, topics: Sequence[str]) -> AsyncIterator[Delivery | UndecodableDelivery]:
+    async def consume(self, group: str, topics: Sequence[str]) -> AsyncGenerator[Delivery | UndecodableDelivery, None]:
         acknowledged, newest = await self._database.read(
             lambda c: c.execute(
                 "select (select offset from consumer_offset where consumer_group = ?), (select max(offset) from log)",
@@ -127,7 +127,7 @@ class SqliteEventLog:
                 del self._groups[group]
                 self._store_offsets([state])
 
-    async def _catch_up(self, state: "_Group") -> AsyncIterator[Delivery | UndecodableDelivery]:
+    async def _catch_up(self, state: "_Group") -> AsyncGenerator[Delivery | UndecodableDelivery, None]:
         """Deliver from the table until nothing lies between it and what arrives in memory."""
         while True:
             # A row that is committed and not yet told of is left for `committed`, which knows who has handled it.
@@ -158,7 +158,7 @@ class SqliteEventLog:
         )
         return _raw(row) if row else None
 
-    def decode(self, raw: RawMessage) -> Message:
+    async def decode(self, raw: RawMessage) -> Message:
         return _decode(raw.key, raw.type, raw.body)
 
     def acknowledge(self, group: str, delivery: Delivery | UndecodableDelivery) -> None:

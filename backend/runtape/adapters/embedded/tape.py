@@ -8,13 +8,13 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 
 from runtape.adapters.embedded.database import Database
+from runtape.application.open_tapes import STREAMS, OpenTape, TapeDigest
 from runtape.domain.tape import Record, Stream
 from runtape.ports.clock import Clock
 from runtape.ports.pod_runtime import PodKey
-from runtape.ports.stores import HEAD_BYTES, TapeSealed, TapeSummary
+from runtape.ports.stores import TapeSealed, TapeSummary
 
-_STREAMS = (Stream.STDOUT, Stream.STDERR)
-_NUMBER = {stream: number for number, stream in enumerate(_STREAMS)}
+_NUMBER = {stream: number for number, stream in enumerate(STREAMS)}
 PAGE_BYTES = 1 << 20
 _ANY_SEQ = (1 << 63) - 1
 HASHED_AT_ONCE_BYTES = 256 << 10
@@ -24,71 +24,16 @@ CLOSED = 32
 those whose every append was told to be committed."""
 
 
-class _Digest:
-    """The running summary of one tape."""
-
-    def __init__(self) -> None:
-        self.last_seq = 0
-        self.truncated = False
-        self._sizes = [0, 0]
-        self._hashes = [hashlib.sha256(), hashlib.sha256()]
-        self._heads = [bytearray(), bytearray()]
-
-    def add(self, record: Record) -> None:
-        number = _NUMBER[record.stream]
-        self.last_seq = record.seq
-        self.truncated |= record.truncated
-        self._sizes[number] += len(record.data)
-        self._hashes[number].update(record.data)
-        head = self._heads[number]
-        if len(head) < HEAD_BYTES:
-            head += record.data[: HEAD_BYTES - len(head)]
-
-    def summary(self) -> TapeSummary:
-        return TapeSummary(
-            last_seq=self.last_seq,
-            stdout_bytes=self._sizes[0],
-            stderr_bytes=self._sizes[1],
-            stdout_sha256=self._hashes[0].hexdigest(),
-            stderr_sha256=self._hashes[1].hexdigest(),
-            stdout_head=bytes(self._heads[0]),
-            stderr_head=bytes(self._heads[1]),
-            truncated=self.truncated,
-        )
-
-
-class _OpenTape(_Digest):
-    """A tape that this process is appending to; its summary covers what is committed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.waiters: list[tuple[int, asyncio.Future[bool]]] = []
-        self.in_doubt = 0
-        """Appends that were not told to be committed: under way, failed or left alone by their caller."""
-        self.sealed = False
-
-    def wake(self) -> None:
-        for seq, future in self.waiters:
-            if seq <= self.last_seq and not future.done():
-                future.set_result(True)
-        self.waiters = [waiter for waiter in self.waiters if not waiter[1].done()]
-
-    def abandon(self) -> None:
-        for _, future in self.waiters:
-            if not future.done():
-                future.set_result(False)
-
-
 class SqliteTapeStore:
     """`TapeStore` over the `tape` table.  Appends survive the process and ride on the next durable commit."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._open: dict[PodKey, _OpenTape] = {}
+        self._open: dict[PodKey, OpenTape] = {}
         self._closed: OrderedDict[PodKey, TapeSummary] = OrderedDict()
 
     def open_tape(self, key: PodKey) -> None:
-        self._open.setdefault(key, _OpenTape())
+        self._open.setdefault(key, OpenTape())
 
     async def append(self, key: PodKey, records: Sequence[Record]) -> None:
         rows = [
@@ -120,8 +65,7 @@ class SqliteTapeStore:
         for record in records:
             if record.seq == tape.last_seq + 1:
                 tape.add(record)
-        if tape.waiters:
-            tape.wake()
+        tape.wake()
 
     async def read(self, key: PodKey, after_seq: int, limit_bytes: int) -> Sequence[Record]:
         tape = self._open.get(key)
@@ -164,7 +108,7 @@ class SqliteTapeStore:
             return known
 
         def work(c: sqlite3.Connection) -> TapeSummary:
-            digest = _Digest()
+            digest = TapeDigest()
             while page := _read_page(c, key, digest.last_seq, PAGE_BYTES):
                 for record in page:
                     digest.add(record)
@@ -186,9 +130,7 @@ class SqliteTapeStore:
         if seq == 0 or (tape is not None and tape.last_seq >= seq):
             return True
         if tape is not None and not tape.sealed:
-            future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-            tape.waiters.append((seq, future))
-            return await future
+            return await tape.reached(seq)
         known = self._closed.get(key)
         if known is not None and known.last_seq >= seq:
             return True
@@ -220,7 +162,7 @@ def _read_page(
         " where execution_id = ? and attempt = ? and seq > ? and seq <= ? order by seq",
         (key.execution_id, key.attempt, after_seq, last_seq),
     ):
-        records.append(Record(seq, _STREAMS[stream], t_ns, data, bool(truncated)))
+        records.append(Record(seq, STREAMS[stream], t_ns, data, bool(truncated)))
         size += len(data)
         if size >= limit_bytes:
             break
