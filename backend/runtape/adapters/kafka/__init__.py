@@ -1,0 +1,1 @@
+"""The event log on Apache Kafka, in Avro as Confluent's serializers write it."""
