@@ -1,0 +1,83 @@
+"""The connection to MongoDB, how its failures are called, and how values are written."""
+
+import asyncio
+import contextlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from pymongo import AsyncMongoClient
+from pymongo.asynchronous.collection import AsyncCollection
+from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.errors import ConnectionFailure, DuplicateKeyError, OperationFailure, PyMongoError
+
+from runtape.ports.errors import Permanent, Transient, Unavailable
+
+Row = dict[str, Any]
+Rows = AsyncCollection[Row]
+Store = AsyncDatabase[Row]
+
+TIMEOUT_MS = 10_000
+"""How long a call may take, the wait for a connection and the choice of a server included."""
+CONNECTIONS = 64
+REFUSED_WAIT_S = 10.0
+"""The pause after a user was refused, which only a person ends."""
+
+_REMARKS = re.compile(r" \(configured timeouts: [^)]*\)|, Timeout: .*", re.DOTALL)
+_UNAUTHORISED = {13: "Unauthorized", 18: "AuthenticationFailed", 8000: "AtlasError"}
+
+
+def connect(url: str, **options: Any) -> "AsyncMongoClient[Row]":
+    """Return a client of the deployment at `url`, which connects when it is used; the caller closes it.
+
+    A write returns once it is in the journal of a majority; what the URL says of that comes first.  `options` are
+    PyMongo's, for credentials and certificates.  Raises: Permanent, when it cannot be used.
+    """
+    try:
+        return _client(url, options)
+    except (PyMongoError, ValueError, TypeError) as error:
+        # Its words may hold a piece of the URL, which has a password.
+        kind = type(error).__name__
+        raise Permanent(f"mongo.url cannot be used ({kind}); user and password are percent-encoded in it") from None
+
+
+def _client(url: str, options: dict[str, Any]) -> "AsyncMongoClient[Row]":
+    return AsyncMongoClient(
+        url,
+        appname="runtape",
+        maxPoolSize=CONNECTIONS,
+        w="majority",
+        journal=True,
+        readConcernLevel="majority",
+        timeoutMS=TIMEOUT_MS,
+        serverSelectionTimeoutMS=TIMEOUT_MS,
+        **options,
+    )
+
+
+@contextlib.contextmanager
+def transient() -> Iterator[None]:
+    """Let failures of MongoDB be known as such; who breaks a unique index is told so.
+
+    The client swallows a cancellation that meets it while it sends, and goes on: it is told here.  Raises: Unavailable,
+    Transient.
+    """
+    task = asyncio.current_task()
+    cancellations = task.cancelling() if task is not None else 0
+    try:
+        yield
+    except DuplicateKeyError:
+        raise
+    except PyMongoError as error:
+        raise _transient(error) from error
+    if task is not None and task.cancelling() > cancellations:
+        raise asyncio.CancelledError
+
+
+def _transient(error: PyMongoError) -> Transient:
+    """Return what a failure is called; what a server says of a command is left out, which may hold documents."""
+    if isinstance(error, OperationFailure) and error.code in _UNAUTHORISED:
+        return Unavailable(f"MongoDB refuses the user: {_UNAUTHORISED[error.code]}", retry_after_s=REFUSED_WAIT_S)
+    if isinstance(error, ConnectionFailure):
+        return Unavailable(f"MongoDB does not answer: {type(error).__name__}: {_REMARKS.sub('', str(error))}")
+    return Transient(f"MongoDB refuses: {type(error).__name__}")

@@ -1,0 +1,55 @@
+"""What documents in MongoDB have yet to tell."""
+
+from collections.abc import Collection, Sequence
+
+from pymongo import ASCENDING
+
+from runtape.adapters.mongo.connection import Rows, Store, transient
+from runtape.adapters.mongo.indexes import EXECUTIONS, SAGAS
+from runtape.adapters.mongo.messages import message_of
+from runtape.domain.events import Message
+from runtape.domain.ids import EventId, ExecutionId
+from runtape.ports.outbox import DocumentKey, DocumentKind, Waiting
+
+
+class MongoOutbox:
+    """`Outbox` over the rows of executions and sagas."""
+
+    def __init__(self, store: Store) -> None:
+        self._rows: dict[DocumentKind, Rows] = {
+            DocumentKind.EXECUTION: store[EXECUTIONS],
+            DocumentKind.SAGA: store[SAGAS],
+        }
+
+    async def read(self, document: DocumentKey) -> Sequence[Message]:
+        with transient():
+            row = await self._rows[document.kind].find_one({"_id": document.id}, {"outbox": 1})
+        return [message_of(each) for each in (row or {}).get("outbox", ())]
+
+    async def remove(self, document: DocumentKey, published: Collection[EventId]) -> None:
+        left = {"$filter": {"input": "$outbox", "cond": {"$not": [{"$in": ["$$this.id", list(published)]}]}}}
+        nothing = {"$eq": [{"$size": "$outbox"}, 0]}
+        with transient():
+            await self._rows[document.kind].update_one(
+                {"_id": document.id, "outbox.id": {"$in": list(published)}},
+                [
+                    {"$set": {"outbox": left}},
+                    {"$set": {name: {"$cond": [nothing, "$$REMOVE", f"${name}"]} for name in ("told_us", "outbox")}},
+                ],
+            )
+
+    async def unpublished(self, limit: int) -> Sequence[Waiting]:
+        waiting: list[Waiting] = []
+        for kind, rows in self._rows.items():
+            with transient():
+                query = rows.find({"told_us": {"$exists": True}}, {"told_us": 1}).sort("told_us", ASCENDING)
+                found = await query.limit(limit).to_list()
+            waiting += [Waiting(DocumentKey(kind, ExecutionId(row["_id"])), row["told_us"]) for row in found]
+        return sorted(waiting, key=lambda each: each.mark)[:limit]
+
+    async def take_up(self, waiting: Waiting) -> bool:
+        # It stays among the oldest: who has waited long is looked at first when this caller dies as well.
+        where = {"_id": waiting.document.id, "told_us": waiting.mark}
+        with transient():
+            done = await self._rows[waiting.document.kind].update_one(where, {"$inc": {"told_us": 1}})
+        return done.matched_count == 1
