@@ -1,4 +1,4 @@
-"""Makes `.venv` what a lock file says: `environment.py requirements.lock | requirements-dev.lock`.
+"""Makes `.venv` what a lock file says: `environment.py requirements[-cluster|-dev].lock`.
 
 The launcher calls this when `.venv` is not there, is incomplete or is out of date; it needs the standard library
 alone.  Theory of operation:
@@ -25,7 +25,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
-BASE, DEV = "requirements.lock", "requirements-dev.lock"
+BASE, CLUSTER, DEV = "requirements.lock", "requirements-cluster.lock", "requirements-dev.lock"
+PACKAGES_OF = {CLUSTER: "with the cluster's packages ", DEV: "with the tests' packages "}
 STAMP = "runtape.root"
 LOG_LINES = 15
 
@@ -36,12 +37,12 @@ class Failed(Exception):
 
 def main(arguments: Sequence[str]) -> int:
     """Bring `.venv` up to the lock file that is named."""
-    if list(arguments) not in ([BASE], [DEV]):
-        print(f"usage: environment.py {BASE} | {DEV}", file=sys.stderr)
+    if len(arguments) != 1 or arguments[0] not in (BASE, CLUSTER, DEV):
+        print(f"usage: environment.py {BASE} | {CLUSTER} | {DEV}", file=sys.stderr)
         return 2
     try:
         with _alone():
-            _make([BASE] if list(arguments) == [BASE] else [BASE, DEV])
+            _make(list(dict.fromkeys((BASE, arguments[0]))))
     except Failed as failure:
         print(f"error: {failure}", file=sys.stderr)
         return 1
@@ -73,7 +74,7 @@ def _make(wanted: Sequence[str]) -> None:
         return
     installer = "uv" if shutil.which("uv") else "pip"
     doing = "bringing .venv up to date" if whole else "first use: making .venv"
-    what = "with the tests' packages " if DEV in missing else ""
+    what = PACKAGES_OF.get(missing[-1], "")
     started_s = time.monotonic()
     time_needed = "" if installer == "uv" else ", about half a minute"
     print(f"runtape: {doing} {what}with {installer}{time_needed} ...", end="", file=sys.stderr, flush=True)

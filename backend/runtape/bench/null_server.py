@@ -11,6 +11,7 @@ from dishka import Provider, Scope, provide
 from runtape.adapters.simulated import SimulatedPodRuntime
 from runtape.ports.pod_runtime import PodKey, PodRuntime
 from runtape.runtime.process import serve
+from runtape.runtime.settings import Settings
 
 
 class NullPods(SimulatedPodRuntime):
@@ -31,4 +32,6 @@ class NullPodsProvider(Provider):
 
 
 if __name__ == "__main__":
-    sys.exit(serve(host="127.0.0.1", port=0, data_dir=Path(sys.argv[1]), ephemeral=False, pods=NullPodsProvider()))
+    sys.exit(
+        serve(Settings(data=Path(sys.argv[1])), host="127.0.0.1", port=0, ephemeral=False, pods=NullPodsProvider())
+    )

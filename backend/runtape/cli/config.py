@@ -26,15 +26,12 @@ def show(
         data: The folder of the server on this machine; also RUNTAPE_DATA.
         as_json: Print a JSON list of objects with name, value, source, description and secret.
     """
-    from pydantic import ValidationError
-
-    from runtape.runtime.settings import describe
+    from runtape.runtime.settings import InvalidSettings, describe
 
     try:
         rows = describe((data or default_data()).expanduser().absolute())
-    except ValidationError as error:
-        wrong = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors(include_input=False)]
-        raise CliError(f"a setting is not valid: {'; '.join(wrong)}") from None
+    except InvalidSettings as error:
+        raise CliError(str(error)) from None
     if as_json:
         print_text(json.dumps([asdict(row) for row in rows], default=str))
         return 0

@@ -75,15 +75,13 @@ def _sandbox() -> list[Check]:
 
 
 def _packages(folder: Path) -> Check:
-    from pydantic import ValidationError
-
     from runtape.adapters.sandbox import uv_binary
-    from runtape.runtime.settings import Settings
+    from runtape.runtime.settings import InvalidSettings, Settings
 
     try:
-        settings = Settings(data=folder).packages
-    except ValidationError:
-        return Check("packages", "degraded", "a setting is not valid", "look at `runtape config show`")
+        settings = Settings.read(data=folder).packages
+    except InvalidSettings as error:
+        return Check("packages", "degraded", str(error), "correct the setting")
     if not settings.enabled:
         return Check("packages", "degraded", "switched off by the setting packages.enabled", None)
     uv = uv_binary()

@@ -28,6 +28,9 @@ app.command("runtape.cli.doctor:doctor")
 app.command("runtape.cli.config:app", name="config", help="Look at the settings.")
 app.command("runtape.cli.bench:bench")
 app.command("runtape.cli.prove:prove")
+app.command("runtape.cli.worker:worker")
+app.command("runtape.cli.topics:app", name="topics", help="Make and check Kafka's topics.")
+app.command("runtape.cli.checkout:rig")
 app.command("runtape.cli.checkout:test")
 
 

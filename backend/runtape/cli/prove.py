@@ -31,14 +31,12 @@ def prove(
         data: The folder of the server on this machine, whose settings count; also RUNTAPE_DATA.
         as_json: Print one JSON object: {"held": bool, "host", "counts", "cases", "took_s"}.
     """
-    from pydantic import ValidationError
-
     from runtape.prove.errors import ProveError
     from runtape.prove.main import prove as run_battery
     from runtape.prove.table import row, summary
     from runtape.prove.verdict import CaseResult
     from runtape.runtime.logging import configure_logging
-    from runtape.runtime.settings import Settings
+    from runtape.runtime.settings import InvalidSettings, Settings
 
     coloured = os.isatty(1) and not os.environ.get("NO_COLOR")
 
@@ -49,12 +47,10 @@ def prove(
             print_text(row(case, coloured=coloured))
 
     try:
-        settings = Settings(data=(data or default_data()).expanduser().absolute())
+        settings = Settings.read(data=(data or default_data()).expanduser().absolute())
         configure_logging(settings.log_level)
         report = asyncio.run(run_battery(settings, only, told))
-    except ValidationError as error:
-        raise CliError("a setting is not valid; look at `runtape config show`") from error
-    except ProveError as error:
+    except (InvalidSettings, ProveError) as error:
         raise CliError(str(error)) from error
     print_text(json.dumps(report.as_json()) if as_json else summary(report))
     return 0 if report.held else FAILURE

@@ -5,6 +5,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from runtape.cli.cluster import require_packages
+from runtape.cli.errors import CliError
 from runtape.cli.server import default_data
 
 
@@ -23,7 +25,17 @@ def up(
         data: The folder that holds everything; also RUNTAPE_DATA, by default ~/.local/share/runtape.
         ephemeral: Exit when there is neither a run nor a client any more.
     """
+    from runtape.runtime.settings import InvalidSettings, Settings
+
+    try:
+        settings = Settings.read(data=(data or default_data()).expanduser().absolute())
+    except InvalidSettings as error:
+        raise CliError(str(error)) from None
+    if settings.profile == "cluster":
+        require_packages()
+        from runtape.runtime import cluster_process
+
+        return cluster_process.serve(settings, host, port)
     from runtape.runtime.process import serve
 
-    folder = (data or default_data()).expanduser().absolute()
-    return serve(host=host, port=port, data_dir=folder, ephemeral=ephemeral)
+    return serve(settings, host=host, port=port, ephemeral=ephemeral)

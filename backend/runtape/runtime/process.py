@@ -9,19 +9,14 @@ once.
 import asyncio
 import contextlib
 import fcntl
-import gc
 import json
 import os
-import signal
-import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import structlog
-import uvicorn
 from dishka import Provider
-from starlette.types import ASGIApp
 
 from runtape.api.app import make_app
 from runtape.api.gate import MAX_BODY_BYTES
@@ -29,6 +24,7 @@ from runtape.application.health import Health
 from runtape.ports.errors import InfrastructureError
 from runtape.runtime.logging import configure_logging
 from runtape.runtime.service import Service
+from runtape.runtime.serving import Server, http_server, listen, loop_factory, on_signals, settle_memory, url_of
 from runtape.runtime.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -38,24 +34,21 @@ SERVER_FILE = "server.json"
 KEY_FILE = "local.key"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 IDLE_CHECK_S = 0.5
-STREAM_GRACE_S = 1
-GC_THRESHOLDS = (20_000, 50, 100)
-"""Fewer collections of the young generation: the loop's garbage is almost free of cycles."""
 
 
 class FolderInUse(Exception):
     """Another server holds the data folder."""
 
 
-def serve(*, host: str, port: int, data_dir: Path, ephemeral: bool, pods: Provider | None = None) -> int:
-    """Serve on `host` and `port` until a signal, and return the exit code.
+def serve(settings: Settings, *, host: str, port: int, ephemeral: bool, pods: Provider | None = None) -> int:
+    """Serve on `host` and `port` from the folder `settings.data` until a signal, and return the exit code.
 
     An ephemeral server ends by itself when no run and no client is left, and quietly when the folder is in use.
     """
-    settings = Settings(data=data_dir)
+    data_dir = settings.data
     configure_logging(settings.log_level)
     try:
-        with _folder(data_dir), asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        with _folder(data_dir), asyncio.Runner(loop_factory=loop_factory()) as runner:
             return runner.run(_serve(settings, host, port, ephemeral, pods or _local_sandbox()))
     except FolderInUse:
         if ephemeral:
@@ -76,14 +69,6 @@ def _local_sandbox() -> Provider:
     return LocalSandboxProvider()
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    return uvloop.new_event_loop
-
-
 @contextlib.contextmanager
 def _folder(data_dir: Path) -> Iterator[None]:
     """Make the folder, private to its owner, and hold its lock.  Raises: FolderInUse."""
@@ -99,53 +84,17 @@ def _folder(data_dir: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers, which are this module's, and with an event for its start."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.ready = asyncio.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.ready.set()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-    @property
-    def connections(self) -> int:
-        return len(self.server_state.connections)
-
-
-def _http_server(app: ASGIApp) -> _Server:
-    config = uvicorn.Config(
-        app,
-        http="httptools",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=STREAM_GRACE_S,
-        backlog=8192,
-    )
-    return _Server(config)
-
-
 async def _serve(settings: Settings, host: str, port: int, ephemeral: bool, pods: Provider) -> int:
     stopping = asyncio.Event()
-    _on_signals(stopping)
-    listener = _listen(host, port, settings.streams.send_timeout_s)
+    on_signals(stopping)
+    listener = listen(host, port, settings.streams.send_timeout_s)
     service = Service(settings, pods)
     try:
         await service.start()
         await _credentials(service, settings, ephemeral)
         app = await make_app(service.container, settings.allowances, MAX_BODY_BYTES, whole=not ephemeral)
-        server = _http_server(app)
-        url = _url(listener)
+        server = http_server(app)
+        url = url_of(listener)
         async with asyncio.TaskGroup() as group:
             serving = group.create_task(server.serve(sockets=[listener]))
             group.create_task(_announce(server, service, settings.data, url, ephemeral))
@@ -160,38 +109,6 @@ async def _serve(settings: Settings, host: str, port: int, ephemeral: bool, pods
         listener.close()
         await service.stop()
     return 0
-
-
-def _on_signals(stopping: asyncio.Event) -> None:
-    loop = asyncio.get_running_loop()
-
-    def stop() -> None:
-        if stopping.is_set():
-            os._exit(1)
-        stopping.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
-
-
-def _listen(host: str, port: int, send_timeout_s: float) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    # tcp(7): connections inherit it.  A client that takes nothing for so long is cut off by the kernel; closing its
-    # connection would wait for as long as the client likes, since the server's own buffer has to be sent first.
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(send_timeout_s * 1000))
-    try:
-        listener.bind((host, port))
-    except OSError:
-        listener.close()
-        raise
-    return listener
-
-
-def _url(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 async def _credentials(service: Service, settings: Settings, ephemeral: bool) -> None:
@@ -211,26 +128,24 @@ async def _credentials(service: Service, settings: Settings, ephemeral: bool) ->
         _write_private(path, key + "\n")
 
 
-async def _announce(server: _Server, service: Service, data_dir: Path, url: str, ephemeral: bool) -> None:
+async def _announce(server: Server, service: Service, data_dir: Path, url: str, ephemeral: bool) -> None:
     """Say that the server accepts work once it does."""
     await server.ready.wait()
     health = await service.container.get(Health)
     health.accepting = True
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*GC_THRESHOLDS)
+    settle_memory()
     told = {"url": url, "pid": os.getpid(), "ephemeral": ephemeral, "instance": health.instance}
     _write_private(data_dir / SERVER_FILE, json.dumps(told))
     print(f"ready {url}", flush=True)
 
 
-async def _until_stopped(stopping: asyncio.Event, service: Service, server: _Server) -> None:
+async def _until_stopped(stopping: asyncio.Event, service: Service, server: Server) -> None:
     await stopping.wait()
     await service.end_streams()
     server.should_exit = True
 
 
-async def _until_unused(stopping: asyncio.Event, service: Service, server: _Server) -> None:
+async def _until_unused(stopping: asyncio.Event, service: Service, server: Server) -> None:
     """Stop once there was neither a run nor a connection at two looks in a row."""
     unused = 0
     while unused < 2:

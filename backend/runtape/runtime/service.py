@@ -30,6 +30,7 @@ from runtape.ports.log import EventLog
 from runtape.ports.pod_runtime import PodRuntime
 from runtape.runtime import roles
 from runtape.runtime.consumer import Consumer
+from runtape.runtime.dispatcher import Dispatcher
 from runtape.runtime.providers.application import ApplicationProvider, ProcessIdentity
 from runtape.runtime.providers.embedded import EmbeddedProvider
 from runtape.runtime.roles import Role
@@ -90,13 +91,11 @@ class Service:
                 consumer = Consumer(
                     group=part.group,
                     topics=part.topics,
-                    handlers=part.handlers,
+                    dispatcher=Dispatcher(flow, part.handlers, part.replays),
                     event_log=event_log,
-                    flow=flow,
                     dead_letters=dead_letters,
                     tasks=tasks,
                     at_once=self.settings.flow.at_once,
-                    replays=part.replays,
                 )
                 tasks.keep(consumer.run, f"{part.group}.consume")
             if role is not Role.POD_MONITOR:

@@ -5,21 +5,34 @@ environment wins.
 """
 
 import os
+import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic import BaseModel, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
 
 from runtape.domain.limits import MAXIMUM, LimitPolicy, Limits
 from runtape.ports.admission import Capacity
 from runtape.ports.limits import Allowance
+from runtape.runtime.parts import KafkaSettings, MongoSettings, RedisSettings, RegistrySettings, Section
 
 ENV_PREFIX = "RUNTAPE_"
 CONFIG_FILE = "runtape.toml"
 _CORES = len(os.sched_getaffinity(0))
+
+
+class InvalidSettings(Exception):
+    """Settings that do not hold; the message names each of them."""
 
 
 def default_data_dir() -> Path:
@@ -30,11 +43,7 @@ def default_data_dir() -> Path:
     return Path(base) / "runtape"
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class RateLimitSettings(_Section):
+class RateLimitSettings(Section):
     """Allowances per principal and minute."""
 
     executions_per_minute: int = Field(default=600, ge=1, description="executions accepted per principal and minute")
@@ -42,7 +51,7 @@ class RateLimitSettings(_Section):
     logins_per_minute: int = Field(default=20, ge=1, description="login attempts per peer address and minute")
 
 
-class AdmissionSettings(_Section):
+class AdmissionSettings(Section):
     """How many executions run and wait."""
 
     running: int = Field(default=2 * _CORES, ge=1, le=1024, description="executions that run at once")
@@ -55,7 +64,7 @@ class AdmissionSettings(_Section):
     )
 
 
-class LimitSettings(_Section):
+class LimitSettings(Section):
     """The limits of a run, where a request does not ask for others; units are in the names."""
 
     wall_s: float = Field(default=10.0, gt=0, description="wall time, s")
@@ -91,7 +100,7 @@ class MaximumSettings(LimitSettings):
     artifacts: int = Field(default=MAXIMUM.artifacts, ge=0, description="files kept of those that a run leaves")
 
 
-class SandboxSettings(_Section):
+class SandboxSettings(Section):
     """The local sandbox."""
 
     armed: int = Field(default=2 * _CORES, ge=1, le=256, description="boxes kept ready for the next programs")
@@ -105,7 +114,7 @@ class SandboxSettings(_Section):
     )
 
 
-class PackageSettings(_Section):
+class PackageSettings(Section):
     """Packages that runs ask for."""
 
     enabled: bool = Field(default=True, description="whether a run may have requirements")
@@ -120,14 +129,14 @@ class PackageSettings(_Section):
     resolve_timeout_s: float = Field(default=120.0, gt=0, description="time to resolve and install a set, s")
 
 
-class StreamSettings(_Section):
+class StreamSettings(Section):
     """Event streams."""
 
     heartbeat_s: float = Field(default=15.0, gt=0, description="silence after which a stream sends a heartbeat, s")
     send_timeout_s: float = Field(default=30.0, gt=0, description="how long a client may take nothing, s")
 
 
-class RetentionSettings(_Section):
+class RetentionSettings(Section):
     """How long things are kept, in days since an execution was accepted, else since it happened; unset: for ever."""
 
     executions_days: float | None = Field(default=90.0, gt=0, description="ended executions with their results")
@@ -136,14 +145,23 @@ class RetentionSettings(_Section):
     dead_letters_days: float | None = Field(
         default=30.0, gt=0, description="dead letters: open ones are discarded then, and resolved ones removed"
     )
+    notifications_days: float | None = Field(default=30.0, gt=0, description="notifications, read or not")
     replays_days: float | None = Field(default=7.0, gt=0, description="replay sessions that ended, with their files")
 
 
-class FlowSettings(_Section):
+class FlowSettings(Section):
     """How steps are committed."""
 
     fused: bool = Field(default=True, description="commit the steps up to the next effect together; off for tests")
     at_once: int = Field(default=256, ge=1, description="executions whose messages a consumer group handles at once")
+
+
+class WorkerSettings(Section):
+    """A worker process of the profile ``cluster``."""
+
+    host: str = Field(default="127.0.0.1", description="the address that its health is told at")
+    port: int = Field(default=8401, ge=0, le=65535, description="the port of that; 0 takes a free one")
+    drain_s: float = Field(default=25.0, ge=0, description="how long programs may go on after SIGTERM, s")
 
 
 class Settings(BaseSettings):
@@ -157,6 +175,9 @@ class Settings(BaseSettings):
         nested_model_default_partial_update=True,
     )
 
+    profile: Literal["embedded", "cluster"] = Field(
+        default="embedded", description="everything in one process, or over Kafka, MongoDB and Redis"
+    )
     data: Path = Field(default_factory=default_data_dir, description="the data folder")
     admin_password: SecretStr | None = Field(default=None, description="the first start's password of the user admin")
     log_level: str = Field(
@@ -171,6 +192,30 @@ class Settings(BaseSettings):
     streams: StreamSettings = StreamSettings()
     retention: RetentionSettings = RetentionSettings()
     flow: FlowSettings = FlowSettings()
+    kafka: KafkaSettings = KafkaSettings()
+    registry: RegistrySettings = RegistrySettings()
+    mongo: MongoSettings = MongoSettings()
+    redis: RedisSettings = RedisSettings()
+    credentials_in_clear: bool = Field(
+        default=False,
+        description="whether credentials may leave this machine without TLS, because something else encrypts",
+    )
+    worker: WorkerSettings = WorkerSettings()
+
+    @classmethod
+    def read(cls, **given: Any) -> Self:
+        """Return the settings, those in `given` before all others.  Raises: InvalidSettings."""
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            found = error.errors(include_input=False)
+            wrong = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}".removeprefix(": ") for each in found]
+            told = "; ".join(wrong).replace("Value error, ", "")
+            raise InvalidSettings(f"a setting is not valid: {told}") from None
+        except SettingsError as error:  # names the variable; what stands in it is not JSON
+            raise InvalidSettings(f"a setting is not valid: {error}") from None
+        except tomllib.TOMLDecodeError as error:
+            raise InvalidSettings(f"{CONFIG_FILE} is no TOML: {error}") from None
 
     @classmethod
     def settings_customise_sources(
@@ -192,6 +237,31 @@ class Settings(BaseSettings):
             if default > most:
                 raise ValueError(f"limits.{name} is {default}, more than maximum.{name}, which is {most}")
         return self
+
+    @model_validator(mode="after")
+    def _the_parts_can_be_reached(self) -> Self:
+        clear = self.credentials_in_clear
+        wrong = [
+            *self._missing_parts(),
+            *self.kafka.problems(credentials_in_clear=clear),
+            *self.registry.problems(credentials_in_clear=clear),
+            *self.mongo.problems(credentials_in_clear=clear),
+            *self.redis.problems(credentials_in_clear=clear),
+        ]
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        return self
+
+    def _missing_parts(self) -> Iterator[str]:
+        needed = {
+            "KAFKA__BOOTSTRAP": self.kafka.bootstrap,
+            "REGISTRY__URL": self.registry.url,
+            "MONGO__URL": self.mongo.url,
+            "REDIS__URL": self.redis.url,
+        }
+        missing = [ENV_PREFIX + name for name, value in needed.items() if value is None]
+        if self.profile == "cluster" and missing:
+            yield f"the profile cluster needs {', '.join(missing)}"
 
     @cached_property
     def limit_policy(self) -> LimitPolicy:
@@ -234,8 +304,8 @@ class SettingRow:
 
 
 def describe(data_dir: Path | None = None) -> list[SettingRow]:
-    """Return the effective settings, in the order of the model."""
-    settings = Settings(data=data_dir) if data_dir else Settings()
+    """Return the effective settings, in the order of the model.  Raises: InvalidSettings."""
+    settings = Settings.read(data=data_dir) if data_dir else Settings.read()
     file_values = TomlConfigSettingsSource(Settings, settings.data / CONFIG_FILE)()
     return list(_rows(settings, file_values, ()))
 

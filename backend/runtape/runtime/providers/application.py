@@ -11,12 +11,12 @@ from runtape.application.admission_control import AdmissionControl
 from runtape.application.announcing import Announcer
 from runtape.application.artifacts import ArtifactLibrary
 from runtape.application.dead_letter_queries import DeadLetterQueries
-from runtape.application.dead_letters import DeadLetters
 from runtape.application.events import EventBrowser
 from runtape.application.flow import Flow, Tasks
 from runtape.application.health import Health
 from runtape.application.identity import Identity
 from runtape.application.monitoring import PodMonitor
+from runtape.application.notifications import Notifications
 from runtape.application.queries import Queries
 from runtape.application.replay_runner import ReplayRunner
 from runtape.application.replay_steps import Steps
@@ -67,10 +67,10 @@ class ApplicationProvider(Provider):
     admission_control = provide(AdmissionControl)
     sagas = provide(Sagas)
     results = provide(ResultProcessor)
+    notifications = provide(Notifications)
     monitor = provide(PodMonitor)
     sweeper = provide(Sweeper)
     events = provide(EventBrowser)
-    dead_letters = provide(DeadLetters)
     dead_letter_queries = provide(DeadLetterQueries)
     replay_steps = provide(Steps)
     replay_runner = provide(ReplayRunner)
@@ -78,8 +78,10 @@ class ApplicationProvider(Provider):
     expired_replays = provide(ExpiredReplaySessions)
 
     @provide
-    def identity(self, store: IdentityStore, hasher: PasswordHasher, clock: Clock, ids: Ids) -> Identity:
-        return Identity(store, hasher, clock, ids)
+    def identity(
+        self, settings: Settings, store: IdentityStore, hasher: PasswordHasher, clock: Clock, ids: Ids
+    ) -> Identity:
+        return Identity(store, hasher, clock, ids, shared=settings.profile == "cluster")
 
     @provide
     def spans(self) -> StepSpans:

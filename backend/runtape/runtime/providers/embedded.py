@@ -18,6 +18,7 @@ from runtape.adapters.embedded.histories import SqliteDocumentHistories
 from runtape.adapters.embedded.identity_store import SqliteIdentityStore
 from runtape.adapters.embedded.live_feed import InProcessLiveFeed
 from runtape.adapters.embedded.log import SqliteEventLog
+from runtape.adapters.embedded.notifications import SqliteNotificationStore
 from runtape.adapters.embedded.passwords import Argon2Hasher
 from runtape.adapters.embedded.rate_limiter import GcraRateLimiter
 from runtape.adapters.embedded.replay_files import FolderReplayFiles
@@ -25,6 +26,7 @@ from runtape.adapters.embedded.replay_store import SqliteReplaySessionStore
 from runtape.adapters.embedded.retention import ExpiredEvents, ExpiredExecutions, ExpiredTapes
 from runtape.adapters.embedded.tape import SqliteBlobStore, SqliteTapeStore
 from runtape.application.dead_letters import DeadLetters
+from runtape.application.flow import Tasks
 from runtape.application.replaying import ExpiredReplaySessions
 from runtape.application.retention import Retention, RetentionRule
 from runtape.ports.admission import AdmissionQueue, GateStore
@@ -35,6 +37,7 @@ from runtape.ports.identity import IdentityStore, PasswordHasher
 from runtape.ports.limits import RateLimiter
 from runtape.ports.live import LiveFeed
 from runtape.ports.log import EventLog
+from runtape.ports.notifications import NotificationStore
 from runtape.ports.replay import DocumentHistories, EventIndex, EventSource, ReplayFiles, ReplaySessionStore
 from runtape.ports.retention import Expirable
 from runtape.ports.stores import BlobStore, ExecutionStore, SagaStore, TapeStore, UnitOfWork
@@ -64,6 +67,7 @@ class EmbeddedProvider(Provider):
     identities = provide(SqliteIdentityStore, provides=IdentityStore)
     gates = provide(SqliteGateStore, provides=GateStore)
     dead_letters = provide(SqliteDeadLetterStore, provides=DeadLetterStore)
+    notifications = provide(SqliteNotificationStore, provides=NotificationStore)
     unit_of_work = provide(SqliteUnitOfWork, provides=UnitOfWork)
 
     @provide
@@ -98,6 +102,10 @@ class EmbeddedProvider(Provider):
         return event_log
 
     @provide
+    def parked(self, store: DeadLetterStore, event_log: EventLog, clock: Clock, tasks: Tasks) -> DeadLetters:
+        return DeadLetters(store=store, event_log=event_log, clock=clock, tasks=tasks)
+
+    @provide
     def retention(
         self,
         settings: Settings,
@@ -105,6 +113,7 @@ class EmbeddedProvider(Provider):
         executions: SqliteExecutionStore,
         events: EventStore,
         dead_letters: DeadLetters,
+        notifications: NotificationStore,
         replays: ExpiredReplaySessions,
         clock: Clock,
     ) -> Retention:
@@ -115,6 +124,7 @@ class EmbeddedProvider(Provider):
             ("events", ExpiredEvents(database), keep.events_days),
             ("archived_events", events, keep.events_days),
             ("dead_letters", dead_letters, keep.dead_letters_days),
+            ("notifications", notifications, keep.notifications_days),
             ("replays", replays, keep.replays_days),
         )
         rules = [RetentionRule(name, kind, timedelta(days=days) if days else None) for name, kind, days in kinds]

@@ -1,0 +1,167 @@
+"""The life of a process of the cluster profile: an API server, or a worker with its health over HTTP.
+
+A process that cannot reach a part waits for it: it lives, is not ready, and says for what.  SIGTERM lets a worker
+finish what it runs, within `worker.drain_s`; a second signal ends the process at once.
+"""
+
+import asyncio
+import sys
+from collections.abc import Callable, Coroutine
+
+import structlog
+from dishka import Provider
+from starlette.types import Receive, Scope, Send
+
+from runtape.api.app import make_app
+from runtape.api.gate import MAX_BODY_BYTES
+from runtape.api.health import LIVE, READY, HealthRoutes, tell_parts
+from runtape.application.health import Health
+from runtape.ports.clock import Clock
+from runtape.ports.errors import InfrastructureError, Transient
+from runtape.runtime.cluster import WAIT_S, ClusterService, NoPodsProvider
+from runtape.runtime.logging import configure_logging
+from runtape.runtime.roles import Role
+from runtape.runtime.serving import http_server, listen, loop_factory, on_signals, settle_memory, url_of
+from runtape.runtime.settings import InvalidSettings, Settings
+
+log = structlog.get_logger(__name__)
+
+
+def run(role: Role, pods: Provider | None = None) -> int:
+    """Work as `role` until a signal, and return the exit code; ``python -m workers.<role>`` comes here."""
+    try:
+        settings = Settings.read(profile="cluster")
+    except InvalidSettings as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    configure_logging(settings.log_level)
+    if pods is None and role is Role.K8S_WORKER:
+        from runtape.runtime.providers.sandbox import LocalSandboxProvider  # the other roles do without it
+
+        pods = LocalSandboxProvider()
+    service = ClusterService(settings, role, pods or NoPodsProvider())
+    host, port = settings.worker.host, settings.worker.port
+    return _run(host, port, lambda: _work(settings, service, host, port))
+
+
+def serve(settings: Settings, host: str, port: int) -> int:
+    """Serve the API on `host` and `port` until a signal, and return the exit code."""
+    configure_logging(settings.log_level)
+    service = ClusterService(settings, None, NoPodsProvider())
+    return _run(host, port, lambda: _serve(settings, service, host, port))
+
+
+def _run(host: str, port: int, work: Callable[[], Coroutine[object, object, None]]) -> int:
+    try:
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            runner.run(work())
+    except InfrastructureError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: cannot serve on {host}:{port}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+async def _serve(settings: Settings, service: ClusterService, host: str, port: int) -> None:
+    stopping = asyncio.Event()
+    on_signals(stopping)
+    listener = listen(host, port, settings.streams.send_timeout_s)
+    try:
+        if not await _started(service, stopping):
+            return
+        given = settings.admin_password.get_secret_value() if settings.admin_password else None
+        password = await (await service.identity()).ensure_admin(given, generate=True)
+        if password is not None:
+            print(f"first start: user admin, password {password} (shown once)", flush=True)
+        server = http_server(await make_app(service.container, settings.allowances, MAX_BODY_BYTES))
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        await server.ready.wait()
+        await _announce(service, url_of(listener))
+        await asyncio.wait({serving, asyncio.create_task(stopping.wait())}, return_when=asyncio.FIRST_COMPLETED)
+        await service.end_streams()
+        server.should_exit = True
+        await serving
+    finally:
+        listener.close()
+        await service.stop()
+
+
+async def _work(settings: Settings, service: ClusterService, host: str, port: int) -> None:
+    stopping = asyncio.Event()
+    on_signals(stopping)
+    listener = listen(host, port, settings.streams.send_timeout_s)
+    state = _Told()
+    server = http_server(state)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        if await _started(service, stopping, state.waits_for):
+            health = await service.container.get(Health)
+            state.routes = HealthRoutes(health, await service.container.get(Clock))
+            await _announce(service, url_of(listener))
+            await stopping.wait()
+            await service.drain(settings.worker.drain_s)
+    finally:
+        server.should_exit = True
+        await serving
+        listener.close()
+        await service.stop()
+
+
+async def _started(
+    service: ClusterService, stopping: asyncio.Event, waits: Callable[[str], object] = lambda _: None
+) -> bool:
+    """Return True once everything is there, False when the process is to end before that.
+
+    `waits` is told what it waits for.  Raises: Permanent.
+    """
+    while not stopping.is_set():
+        try:
+            await service.start()
+        except Transient as error:
+            log.warning("start.waiting", error=str(error))
+            waits(str(error))
+            try:
+                async with asyncio.timeout(error.retry_after_s or WAIT_S):
+                    await stopping.wait()
+            except TimeoutError:
+                continue
+        else:
+            return True
+    return False
+
+
+async def _announce(service: ClusterService, url: str) -> None:
+    health = await service.container.get(Health)
+    health.accepting = True
+    settle_memory()
+    print(f"ready {url}", flush=True)
+
+
+class _Told:
+    """ASGI: a worker's health; that it lives and what it waits for, until there is somebody to ask."""
+
+    def __init__(self) -> None:
+        self.routes: HealthRoutes | None = None
+        self._waits_for = "starting"
+
+    def waits_for(self, what: str) -> None:
+        """Tell from now on that the process waits for `what`."""
+        self._waits_for = what
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("path")
+        if path == LIVE and self.routes is not None:
+            await self.routes.live(scope, receive, send)
+        elif path == READY and self.routes is not None:
+            await self.routes.ready(scope, receive, send)
+        elif path == READY:
+            await tell_parts(send, {"service": self._waits_for})
+        else:
+            await _answer(send, 200 if path == LIVE else 404)
+
+
+async def _answer(send: Send, status: int) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body", "body": b""})
