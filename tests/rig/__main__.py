@@ -1,0 +1,157 @@
+"""`./runtape rig`: the real parts of a cluster on this machine, for who works on the product.
+
+`up` starts them, says how to reach them, and stays until Ctrl-C or `down`; they end with it, and keep their data.
+`obtain` gets them and goes.  `bench` and `streams` measure over parts of their own.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from runtape.adapters.kafka import topics
+from tests.rig import store
+from tests.rig.kafka import Kafka
+from tests.rig.mongo import Mongo
+from tests.rig.part import Part
+from tests.rig.redis import Redis
+from tests.rig.registry import Registry
+
+STOP_S = 30.0
+PORTS = {"redis": 16379, "mongo": 27117, "kafka": 19092, "registry": 18081}
+
+
+def folder() -> Path:
+    """Return where the parts keep their data."""
+    return store.folder() / "developer"
+
+
+def parts() -> dict[str, Part]:
+    """Return the parts by name, each at its port."""
+    found: dict[str, Part] = {
+        "redis": Redis(folder() / "redis"),
+        "mongo": Mongo(folder() / "mongo"),
+        "kafka": Kafka(folder() / "kafka"),
+        "registry": Registry(folder() / "registry"),
+    }
+    for name, part in found.items():
+        part.port = PORTS[name]
+    return found
+
+
+def settings(found: Mapping[str, Part]) -> dict[str, str]:
+    """Return the settings that name the parts."""
+    redis, mongo, kafka, registry = found["redis"], found["mongo"], found["kafka"], found["registry"]
+    assert isinstance(redis, Redis) and isinstance(mongo, Mongo)
+    assert isinstance(kafka, Kafka) and isinstance(registry, Registry)
+    return {
+        "RUNTAPE_PROFILE": "cluster",
+        "RUNTAPE_KAFKA__BOOTSTRAP": kafka.bootstrap,
+        "RUNTAPE_REGISTRY__URL": registry.url,
+        "RUNTAPE_MONGO__URL": mongo.url,
+        "RUNTAPE_REDIS__URL": redis.url,
+    }
+
+
+def running() -> int | None:
+    """Return the process that keeps the parts, None when there is none."""
+    try:
+        pid = json.loads((folder() / "running.json").read_text())["pid"]
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except (OSError, ValueError, KeyError):
+        return None
+    return pid if b"tests.rig" in words else None
+
+
+def obtain() -> int:
+    """Get what is not there yet of each part, and start it once, which is slower the first time."""
+    with tempfile.TemporaryDirectory(prefix="runtape-rig-") as name:
+        once = Path(name)
+        for part in (Redis(once / "redis"), Mongo(once / "mongo"), Kafka(once / "kafka"), Registry(once / "registry")):
+            began_s = time.monotonic()
+            try:
+                part.start().stop()
+            except store.Unobtainable as error:
+                print(f"error: {error}", file=sys.stderr)
+                return 1
+            print(f"{type(part).__name__.lower():<9} is there after {time.monotonic() - began_s:.1f} s", flush=True)
+    return 0
+
+
+def up() -> int:
+    """Start the parts and stay."""
+    if (pid := running()) is not None:
+        print(f"error: the rig is up already, in process {pid}; ./runtape rig down ends it", file=sys.stderr)
+        return 1
+    folder().mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    found = parts()
+    started: list[Part] = []
+    try:
+        for name, part in found.items():
+            print(f"{name} ...", file=sys.stderr, flush=True)
+            part.start()
+            started.append(part)
+        kafka = found["kafka"]
+        assert isinstance(kafka, Kafka)
+        asyncio.run(topics.initialise({"bootstrap_servers": kafka.bootstrap}, 1))
+        (folder() / "running.json").write_text(json.dumps({"pid": os.getpid()}))
+        for name, value in settings(found).items():
+            print(f"export {name}={value}", flush=True)
+        signal.pause()
+    except store.Unobtainable as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        (folder() / "running.json").unlink(missing_ok=True)
+        for part in reversed(started):
+            part.stop()
+    return 0
+
+
+def down() -> int:
+    """End the parts that `up` has started."""
+    pid = running()
+    if pid is None:
+        print("the rig is not up")
+        return 0
+    os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + STOP_S
+    while running() is not None:
+        if time.monotonic() > deadline:
+            print(f"error: process {pid} has not ended within {STOP_S:g} s", file=sys.stderr)
+            return 1
+        time.sleep(0.1)
+    print("the rig is down")
+    return 0
+
+
+def status() -> int:
+    """Tell which parts answer."""
+    answers = {name: part.answers() for name, part in parts().items()}
+    for name, good in answers.items():
+        print(f"{name:<9} {'answers' if good else 'does not answer'} on port {PORTS[name]}")
+    return 0 if all(answers.values()) else 3
+
+
+def main() -> int:
+    """Run the command that was given."""
+    if sys.argv[1:2] in (["bench"], ["streams"]):
+        from tests.cluster import bench, streams  # the rest does without them
+
+        return {"bench": bench, "streams": streams}[sys.argv[1]].main(sys.argv[2:])
+    parser = argparse.ArgumentParser(prog="./runtape rig", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("command", choices=("obtain", "up", "down", "status", "bench", "streams"))
+    return {"obtain": obtain, "up": up, "down": down, "status": status}[parser.parse_args().command]()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
