@@ -16,6 +16,10 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
+
+pytest_plugins = ["tests.cluster.plugin"]
 
 # A shell starts what it runs in the background with SIGINT ignored, and that is inherited: what the tests send SIGINT
 # would not notice it.
@@ -23,6 +27,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 OTHER = "other"
+CLUSTER = "tests/cluster/"
 LONGEST = (
     "test_unprivileged",
     "test_crash_points",
@@ -103,6 +108,14 @@ def _patience() -> str | None:
     return None if "patience" in _required() else "they take some minutes more; RUNTAPE_REQUIRE=patience runs them"
 
 
+def _alone() -> str | None:
+    if "alone" in _required():
+        return None
+    return (
+        "they count the seconds until a cluster is well again; RUNTAPE_REQUIRE=alone ./runtape test -n 0 tests/cluster"
+    )
+
+
 def _mounts() -> str | None:
     """Try it: a container's root may not mount, whatever its user id says."""
     if os.geteuid() != 0:
@@ -123,6 +136,40 @@ def _gvisor() -> str | None:
     return None if shutil.which("runsc") else "no runsc on PATH; apt install runsc"
 
 
+def _obtained(what: Callable[[], object]) -> str | None:
+    from tests.rig.store import Unobtainable
+
+    try:
+        what()
+    except Unobtainable as error:
+        return str(error)
+    return None
+
+
+def _redis() -> str | None:
+    from tests.rig import redis
+
+    return _obtained(redis.programs)
+
+
+def _kafka() -> str | None:
+    from tests.rig import kafka
+
+    return _obtained(kafka.jars)
+
+
+def _mongo() -> str | None:
+    from tests.rig import mongo
+
+    return _obtained(mongo.engine) or _obtained(mongo.c_library)
+
+
+def _registry() -> str | None:
+    from tests.rig import registry
+
+    return _obtained(registry.application) or _obtained(registry.java)
+
+
 PARTS = {
     **{lang: Part(f"{lang}, as the sandbox finds it", _language(lang)) for lang in LANGUAGES},
     "root": Part("the tests run as root", _root),
@@ -133,6 +180,11 @@ PARTS = {
     "faketime": Part("libfaketime, to set a process's clock", _faketime),
     "gvisor": Part("gVisor's runsc", _gvisor),
     "matplotlib": Part("an interpreter with matplotlib from the index", _matplotlib),
+    "kafka": Part("Apache Kafka, from Maven's repository", _kafka),
+    "mongo": Part("MongoDB's engine, from the npm registry", _mongo),
+    "redis": Part("Redis 7, from Debian's packages", _redis),
+    "registry": Part("Apicurio Registry, from Maven's repository", _registry),
+    "alone": Part("a machine for themselves", _alone),
     "patience": Part("some more minutes, which CI has", _patience),
     OTHER: Part("skips that name no part", lambda: None),
 }
@@ -152,6 +204,7 @@ def _required() -> frozenset[str]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "embedded: the test is about the embedded profile alone")
     config.addinivalue_line("markers", f"needs(*parts): parts that the test needs ({', '.join(PARTS)})")
     config.stash[_SKIPS] = SkipSummary()
     config.pluginmanager.register(config.stash[_SKIPS])
@@ -160,9 +213,25 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest files, whatever number of tests they have, so that none is left over in the end."""
+    """Begin with the cluster and the longest files, whatever number of tests they have: none is left over then."""
     first = {name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: first.get(item.path.stem, len(first)))
+    items.sort(key=lambda item: -1 if of_cluster(item.nodeid) else first.get(item.path.stem, len(first)))
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling:
+    return FilesAndTheCluster(config, log)
+
+
+class FilesAndTheCluster(LoadFileScheduling):
+    """Gives the tests of a file to one worker, and all tests over the cluster to one: there is one cluster then."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return CLUSTER if of_cluster(nodeid) else super()._split_scope(nodeid)
+
+
+def of_cluster(nodeid: str) -> bool:
+    """Return whether the test runs over the cluster that the tests of a session share."""
+    return nodeid.startswith(CLUSTER) or "[cluster" in nodeid
 
 
 @pytest.hookimpl(tryfirst=True)

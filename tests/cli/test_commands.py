@@ -76,12 +76,19 @@ def test_config_show_names_sources_and_masks_secrets(
     assert "hunter2" not in shown + plain
 
 
-def test_config_show_names_the_wrong_setting(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("command", ["config show", "up --port 0", "prove"])
+def test_a_wrong_setting_is_named_in_one_line(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("RUNTAPE_ADMISSION__RUNNING", "many")
-    assert main(["config", "show", "--data", str(tmp_path)]) == 1
-    assert capfd.readouterr().err.startswith("error: a setting is not valid: admission.running: ")
+    assert main([*command.split(), "--data", str(tmp_path)]) == 1
+    told = capfd.readouterr().err
+    assert told.startswith("error: a setting is not valid: admission.running: ")
+    assert told.count("\n") == 1
+    monkeypatch.delenv("RUNTAPE_ADMISSION__RUNNING")
+    (tmp_path / "runtape.toml").write_text("log_level = loud")
+    assert main([*command.split(), "--data", str(tmp_path)]) == 1
+    assert capfd.readouterr().err.startswith("error: runtape.toml is no TOML: Invalid value (at line 1, column 13)")
 
 
 @pytest.mark.parametrize(

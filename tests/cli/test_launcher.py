@@ -36,8 +36,10 @@ class Copy:
         self.calls_file = root.parent / "calls"
         root.mkdir()
         self.bin.mkdir()
-        for name in ("runtape", "pyproject.toml", "requirements.lock", "requirements-dev.lock"):
+        for name in ("runtape", "pyproject.toml"):
             shutil.copy2(PROJECT / name, root / name)
+        for lock in PROJECT.glob("requirements*.lock"):
+            shutil.copy2(lock, root / lock.name)
         shutil.copytree(PROJECT / "scripts", root / "scripts")
         self.program("uv", UV)
         for name in ("sh", "cmp", "readlink", "dirname", "mkdir", "chmod"):
@@ -142,6 +144,37 @@ def test_tests_get_their_packages_once_and_their_arguments(copy: Copy) -> None:
     assert "with the tests' packages" in done.stderr
     assert copy.calls[-1].endswith("requirements-dev.lock")
     assert copy.start("test").stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("profile", "arguments"),
+    [("cluster", ["up"]), ("", ["worker", "k8s_worker"]), ("", ["topics", "init"])],
+)
+def test_a_clusters_packages_are_installed_when_they_are_asked_for(
+    copy: Copy, profile: str, arguments: list[str]
+) -> None:
+    copy.start("--version")
+    assert not any("requirements-cluster" in call for call in copy.calls)
+    done = copy.start(*arguments, RUNTAPE_PROFILE=profile)
+    assert done.stdout == f"/: -P -m runtape.cli {' '.join(arguments)}\n"
+    assert "bringing .venv up to date with the cluster's packages" in done.stderr
+    assert copy.calls[-1].endswith("requirements-cluster.lock")
+    for later in (copy.start(*arguments, RUNTAPE_PROFILE=profile), copy.start("--version")):
+        assert (later.returncode, later.stderr) == (0, "")
+
+
+def test_first_use_can_be_a_clusters(copy: Copy) -> None:
+    done = copy.start("worker", "pod_monitor")
+    assert "first use: making .venv with the cluster's packages with uv" in done.stderr
+    assert [call.rpartition("/")[2] for call in copy.calls[1:]] == ["requirements.lock", "requirements-cluster.lock"]
+
+
+def test_the_locks_agree_on_every_version() -> None:
+    base, cluster, dev = (
+        {line.split()[0] for line in (PROJECT / f"requirements{name}.lock").read_text().splitlines() if "==" in line}
+        for name in ("", "-cluster", "-dev")
+    )
+    assert base < cluster < dev
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,8 @@
-"""Servers that the tests of a session share, and clients of them."""
+"""Servers that the tests of a session share, and clients of them.
+
+What asks for `simulated`, as `client` does, is run twice: over the embedded profile and over a cluster on real parts.
+A test that is about the embedded profile alone says so with ``@pytest.mark.embedded``.
+"""
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -6,22 +10,27 @@ from typing import Any
 
 import pytest
 
+from tests.cluster.plugin import OTHER, WATCHED
 from tests.e2e.server import Client, Server, seed
 
-OTHER, WATCHED = "other", "watched"
+CLUSTER = pytest.param("cluster", marks=pytest.mark.needs("kafka", "mongo", "redis", "registry", "patience"))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "simulated" in metafunc.fixturenames:
+        alone = metafunc.definition.get_closest_marker("embedded") is not None
+        profiles = ["embedded"] if alone else ["embedded", CLUSTER]
+        metafunc.parametrize("simulated", profiles, indirect=True, scope="session")
 
 
 @pytest.fixture(scope="session")
-def keys() -> dict[str, str]:
-    """Keys of other users, by server and name; filled when a shared server is made."""
-    return {}
-
-
-@pytest.fixture(scope="session")
-def simulated(tmp_path_factory: pytest.TempPathFactory, keys: dict[str, str]) -> Iterator[Server]:
-    """A server over simulated pods, which the whole session shares."""
+def simulated(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A service over simulated pods, which the whole session shares."""
+    if request.param == "cluster":
+        yield request.getfixturevalue("cluster")
+        return
     data = tmp_path_factory.mktemp("simulated") / "data"
-    keys.update(seed(data, OTHER, WATCHED))
+    keys = seed(data, OTHER, WATCHED)
     server = Server(
         data,
         simulated=True,
@@ -29,6 +38,7 @@ def simulated(tmp_path_factory: pytest.TempPathFactory, keys: dict[str, str]) ->
         rate_limits__calls_per_minute=100_000,
         admission__running=32,
     ).start()
+    server.keys.update(keys)
     yield server
     server.close()
 
@@ -53,16 +63,16 @@ async def client(simulated: Server) -> AsyncIterator[Client]:
 
 
 @pytest.fixture
-async def stranger(simulated: Server, keys: dict[str, str]) -> AsyncIterator[Client]:
+async def stranger(simulated: Server) -> AsyncIterator[Client]:
     """Another user of the simulated server, with a project of their own."""
-    async with simulated.client(keys[OTHER]) as client:
+    async with simulated.client(simulated.keys[OTHER]) as client:
         yield client
 
 
 @pytest.fixture
-async def watched(simulated: Server, keys: dict[str, str]) -> AsyncIterator[Client]:
+async def watched(simulated: Server) -> AsyncIterator[Client]:
     """A user of the simulated server who is left to the tests of events."""
-    async with simulated.client(keys[WATCHED]) as client:
+    async with simulated.client(simulated.keys[WATCHED]) as client:
         yield client
 
 

@@ -21,12 +21,13 @@ from runtape.adapters.embedded.identity_store import SqliteIdentityStore
 from runtape.adapters.embedded.passwords import Argon2Hasher
 from runtape.application.identity import Identity
 from runtape.domain.identity import CredentialKind, Principal, Role, User, scopes_of
-from runtape.domain.identity import Scope as Right
 from runtape.domain.ids import ProjectId, UserId
+from runtape.ports.identity import IdentityStore
 from runtape.runtime.providers.embedded import DATABASE_FILE
 from tests.cli.commands import environment
 from tests.e2e.forks import PYTHONPATH, Forked, Forker
 from tests.e2e.sse import EventStream
+from tests.e2e.stores import SqliteView, StoreView
 
 ADMIN_PASSWORD = "correct horse battery staple"
 STOP_S = 15.0
@@ -57,6 +58,8 @@ class Server:
         self._settings = {f"RUNTAPE_{name}".upper(): str(value) for name, value in settings.items()}
         self.url = ""
         self.key = ""
+        self.keys: dict[str, str] = {}
+        """Keys of other users, by name."""
         self.process: subprocess.Popen[bytes] | Forked | None = None
 
     def start(self) -> Self:
@@ -88,6 +91,10 @@ class Server:
             if found := re.match(rb"ready (http://\S+)", line):
                 return found[1].decode()
         raise AssertionError(f"the server did not start: {said.decode()}\n{self.log.read_text()[-4000:]}")
+
+    @property
+    def store(self) -> StoreView:
+        return SqliteView(self.data)
 
     @property
     def pid(self) -> int:
@@ -237,30 +244,36 @@ def seed(data: Path, *users: str) -> dict[str, str]:
             clock, ids, store, hasher = SystemClock(), Uuid7Ids(), SqliteIdentityStore(database), Argon2Hasher()
             identity = Identity(store, hasher, clock, ids)
             await identity.ensure_admin(ADMIN_PASSWORD)
-            return {name: await _user(identity, store, name, await hasher.hash(ADMIN_PASSWORD)) for name in users}
+            password_hash = await hasher.hash(ADMIN_PASSWORD)
+            return {name: await a_user_with_key(identity, store, name, password_hash, Role.USER) for name in users}
         finally:
             await database.close()
 
-    async def _user(identity: Identity, store: SqliteIdentityStore, name: str, password_hash: str) -> str:
-        user = User(
-            id=UserId(f"user-{name}"),
-            username=name,
-            password_hash=password_hash,
-            role=Role.USER,
-            project_id=ProjectId(f"project-{name}"),
-            created_at=datetime.now(UTC),
-        )
-        assert await store.add_user(user)
-        principal = Principal(
-            user_id=user.id,
-            username=name,
-            role=Role.USER,
-            project_id=user.project_id,
-            scopes=scopes_of(Role.USER),
-            credential=CredentialKind.SESSION,
-            credential_id="seed",
-        )
-        _, plain = await identity.create_key(principal, "tests", [Right.EXECUTE, Right.READ], None)
-        return plain
-
     return asyncio.run(work())
+
+
+async def a_user_with_key(identity: Identity, store: IdentityStore, name: str, password_hash: str, role: Role) -> str:
+    """Make the user unless it is there, and return a new key of it with all that its role may do."""
+    user = User(
+        id=UserId(f"user-{name}"),
+        username=name,
+        password_hash=password_hash,
+        role=role,
+        project_id=ProjectId(f"project-{name}"),
+        created_at=datetime.now(UTC),
+    )
+    if not await store.add_user(user):
+        present = await store.user_by_name(name)
+        assert present is not None
+        user = present
+    principal = Principal(
+        user_id=user.id,
+        username=name,
+        role=role,
+        project_id=user.project_id,
+        scopes=scopes_of(role),
+        credential=CredentialKind.SESSION,
+        credential_id="seed",
+    )
+    _, plain = await identity.create_key(principal, "tests", sorted(scopes_of(role)), None)
+    return plain

@@ -17,6 +17,7 @@ from runtape.ports.errors import SandboxUnavailable
 from runtape.ports.live import LiveFeed
 from runtape.ports.pod_runtime import PodRuntime
 from runtape.runtime.process import serve
+from runtape.runtime.settings import Settings
 
 
 class Feed(InProcessLiveFeed):
@@ -84,4 +85,4 @@ class PodsProvider(Provider):
 
 def main(data: Path) -> int:
     """Serve over the folder `data` until a signal, and return the exit code."""
-    return serve(host="127.0.0.1", port=0, data_dir=data, ephemeral=False, pods=PodsProvider())
+    return serve(Settings(data=data), host="127.0.0.1", port=0, ephemeral=False, pods=PodsProvider())

@@ -82,6 +82,7 @@ def _until_fewer_files(server: Server, files: int) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.embedded
 async def test_vanished_clients_free_their_subscriptions(client: Client, simulated: Server) -> None:
     execution_id = await client.execute("print 1\nwait vanished")
     async with AsyncExitStack() as stack:

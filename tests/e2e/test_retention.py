@@ -6,7 +6,7 @@ from pathlib import Path
 
 import httpx2
 
-from tests.e2e.server import Server
+from tests.e2e.server import Client, Server
 from tests.e2e.test_refusals import assert_problem
 
 SOON_DAYS = 1e-6
@@ -44,4 +44,40 @@ async def test_output_goes_before_the_result_and_says_so(serve: Callable[..., Se
     server = serve(data=data, retention__executions_days=SOON_DAYS)
     async with server.client() as client:
         await until(lambda: client.get(f"{path}/result"), 404)
+        assert (await client.get("/user/executions")).json()["executions"] == []
+
+
+async def test_notifications_go_by_their_own_age_and_with_their_runs(
+    serve: Callable[..., Server], tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+
+    async def told(client: Client) -> list[str]:
+        found = (await client.get("/notifications")).json()
+        assert found["unread_count"] == len(found["notifications"])
+        return [each["execution_id"] for each in found["notifications"]]
+
+    async def until_nothing_is_told(client: Client) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            while await told(client):  # noqa: ASYNC110 - a sweep tells nobody
+                await asyncio.sleep(0.02)
+
+    server = serve(data=data)
+    async with server.client() as client:
+        first = (await client.run("end memory_limit"))["execution_id"]
+        assert await told(client) == [first]
+    server.stop()
+    server = serve(data=data, retention__notifications_days=SOON_DAYS)
+    async with server.client() as client:
+        await until_nothing_is_told(client)
+        assert (await client.result(first))["status"] == "failed"
+    server.stop()
+    server = serve(data=data)
+    async with server.client() as client:
+        second = (await client.run("end time_limit"))["execution_id"]
+        assert await told(client) == [second]
+    server.stop()
+    server = serve(data=data, retention__executions_days=SOON_DAYS)
+    async with server.client() as client:
+        await until_nothing_is_told(client)
         assert (await client.get("/user/executions")).json()["executions"] == []

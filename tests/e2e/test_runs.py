@@ -2,10 +2,8 @@
 
 import asyncio
 import os
-import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -66,9 +64,7 @@ async def test_duplicates_at_the_same_time_are_one_execution(client: Client, sim
     headers = {"idempotency-key": "storm"}
     answers = await asyncio.gather(*(client.post("/execute", json=BODY, headers=headers) for _ in range(30)))
     assert {(answer.status_code, answer.content) for answer in answers} == {(200, answers[0].content)}
-    with closing(sqlite3.connect(simulated.data / "runtape.db")) as connection:
-        query = "select id from execution where idempotency_key = 'storm'"
-        assert connection.execute(query).fetchall() == [(answers[0].json()["execution_id"],)]
+    assert simulated.store.with_idempotency_key("storm") == [answers[0].json()["execution_id"]]
 
 
 async def test_duplicate_that_asks_for_the_stream_gets_the_first_ones(client: Client) -> None:
@@ -182,16 +178,14 @@ async def test_retry_before_the_end_is_refused(client: Client, simulated: Server
 
 async def test_deleted_run_leaves_no_row(client: Client, stranger: Client, simulated: Server) -> None:
     execution_id = (await stranger.run("print deleted"))["execution_id"]
+    assert simulated.store.rows_of(execution_id) > 0
     await stranger.run("print the newest row of the log")
     assert_problem(await stranger.http.delete(f"/executions/{execution_id}"), 403, "scope_missing")
     assert (await client.http.delete(f"/executions/{execution_id}")).status_code == 204
     for path in ("executions/{}", "executions/{}/result", "executions/{}/output/stdout", "events/{}"):
         assert (await stranger.get("/" + path.format(execution_id))).status_code == 404, path
     assert_problem(await client.http.delete(f"/executions/{execution_id}"), 404, "not_found")
-    with closing(sqlite3.connect(simulated.data / "runtape.db")) as connection:
-        for table, column in (("execution", "id"), ("saga", "execution_id"), ("tape", "execution_id"), ("log", "key")):
-            query = f"select count(*) from {table} where {column} = ?"
-            assert connection.execute(query, (execution_id,)).fetchone() == (0,), table
+    assert simulated.store.rows_of(execution_id) == 0
 
 
 async def test_run_is_deleted_only_after_its_end(client: Client, simulated: Server) -> None:

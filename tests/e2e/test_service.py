@@ -29,6 +29,7 @@ async def test_health_needs_no_credentials(simulated: Server) -> None:
         assert set(ready.json()["parts"].values()) == {"ok"}
 
 
+@pytest.mark.embedded
 async def test_server_proves_that_it_is_the_one_of_its_folder_and_tells_its_secret_to_nobody(
     simulated: Server,
 ) -> None:
@@ -46,6 +47,7 @@ async def test_server_proves_that_it_is_the_one_of_its_folder_and_tells_its_secr
             assert_problem(refused, 422, "validation_failed", "challenge")
 
 
+@pytest.mark.embedded
 async def test_server_is_not_ready_while_its_sandbox_fails(simulated: Server) -> None:
     async with simulated.client(None) as nobody:
         simulated.tell("sandbox broken")
@@ -142,12 +144,16 @@ async def test_session_reads_with_its_cookie_and_changes_with_its_token(session:
     me = (await browser.get("/auth/me")).json()
     assert (me["username"], me["credential"], me["csrf_token"]) == ("admin", "session", token)
 
-    before = (await browser.get("/user/executions?limit=1")).json()
+    async def newest() -> list[str]:
+        answer = await browser.get("/user/executions?limit=1")
+        return [each["execution_id"] for each in answer.json()["executions"]]
+
+    before = await newest()
     for headers in ({}, {"x-csrf-token": "0" * 64}, {"x-csrf-token": token, "origin": "http://evil.example"}):
         for path in ("/execute", "/executions/x/cancel", "/executions/x/retry", "/api-keys", "/auth/logout"):
             assert_problem(await browser.post(path, json=BODY, headers=headers), 403, "csrf_failed")
         assert_problem(await browser.http.delete("/executions/x", headers=headers), 403, "csrf_failed")
-    assert (await browser.get("/user/executions?limit=1")).json() == before
+    assert await newest() == before
 
     answer = await browser.post("/execute", json=BODY, headers={"x-csrf-token": token})
     assert answer.status_code == 200

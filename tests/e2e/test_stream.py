@@ -2,9 +2,8 @@
 
 import asyncio
 import json
-import sqlite3
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack, closing
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
@@ -264,9 +263,7 @@ async def test_pruned_records_are_told_as_a_gap(
 ) -> None:
     execution_id = await client.execute("\n".join(f"print {number}" for number in range(1, 6)))
     await client.ended(execution_id)
-    with closing(sqlite3.connect(simulated.data / "runtape.db", timeout=10)) as connection, connection:
-        marks = ",".join(map(str, kept)) or "0"
-        connection.execute(f"delete from tape where execution_id = ? and seq not in ({marks})", (execution_id,))
+    simulated.store.prune(execution_id, kept)
     async with client.stream(execution_id, given) as stream:
         frames = await stream.rest()
     assert gaps(frames) == expected

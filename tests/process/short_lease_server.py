@@ -9,6 +9,7 @@ from dishka import decorate
 from runtape.application.running import Worker
 from runtape.runtime.process import serve
 from runtape.runtime.providers.sandbox import LocalSandboxProvider
+from runtape.runtime.settings import Settings
 
 LEASE_TTL = timedelta(seconds=1)
 
@@ -21,4 +22,4 @@ class ShortLeases(LocalSandboxProvider):
 
 
 if __name__ == "__main__":
-    sys.exit(serve(host="127.0.0.1", port=0, data_dir=Path(sys.argv[1]), ephemeral=False, pods=ShortLeases()))
+    sys.exit(serve(Settings(data=Path(sys.argv[1])), host="127.0.0.1", port=0, ephemeral=False, pods=ShortLeases()))

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 from runtape.runtime.process import serve
+from runtape.runtime.settings import Settings
 
 if __name__ == "__main__":
     os.environ.pop("LD_PRELOAD", None)
-    sys.exit(serve(host="127.0.0.1", port=0, data_dir=Path(sys.argv[1]), ephemeral=False))
+    sys.exit(serve(Settings(data=Path(sys.argv[1])), host="127.0.0.1", port=0, ephemeral=False))

@@ -1,8 +1,10 @@
 """What the process is put together from: the object graph, the roles and their subscriptions."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import timedelta
+from inspect import signature
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +14,7 @@ from dishka.exceptions import GraphMissingFactoryError
 
 from runtape.adapters.simulated import SimulatedPodRuntime
 from runtape.application.queries import Queries
+from runtape.application.retention import Retention, RetentionRule
 from runtape.application.submission import Submissions
 from runtape.domain.events import MESSAGE_TYPES
 from runtape.domain.execution import Execution
@@ -20,12 +23,13 @@ from runtape.ports.pod_runtime import PodRuntime
 from runtape.ports.stores import ExecutionStore
 from runtape.runtime import roles
 from runtape.runtime.providers.application import ApplicationProvider
+from runtape.runtime.providers.cluster import ClusterProvider
 from runtape.runtime.providers.embedded import EmbeddedProvider
 from runtape.runtime.providers.sandbox import LocalSandboxProvider
 from runtape.runtime.providers.simulated import SimulatedPodsProvider
 from runtape.runtime.roles import Role
 from runtape.runtime.service import CONTROL_PLANE, Service, SettingsProvider
-from runtape.runtime.settings import FlowSettings, Settings
+from runtape.runtime.settings import FlowSettings, RetentionSettings, Settings
 from tests.application.world import ALICE, a_submission
 from tests.contract.embedded.basic import quick_place
 
@@ -39,11 +43,17 @@ def folder() -> Iterator[Path]:
         yield place
 
 
-def the_parts() -> dict[Role, roles.RoleParts]:
-    class Anything:
-        def __getattr__(self, name: str) -> Any:
-            return name
+class Anything:
+    """Stands for a part that is passed on and not used."""
 
+    def __getattr__(self, name: str) -> Any:
+        return name
+
+    def __getitem__(self, name: str) -> Any:
+        return name
+
+
+def the_parts() -> dict[Role, roles.RoleParts]:
     anything = cast(Any, Anything())
     return roles.parts(
         admission_service=anything,
@@ -82,6 +92,17 @@ class TestGraph:
                 assert await container.get(key.type_hint) is first
         finally:
             await container.close()
+
+
+@pytest.mark.parametrize("profile", [EmbeddedProvider, ClusterProvider])
+def test_whatever_has_a_setting_for_its_age_is_pruned_by_it(profile: type[Provider], folder: Path) -> None:
+    (make,) = [each.source for each in profile().factories if each.provides.type_hint is Retention]
+    days = {name: float(number) for number, name in enumerate(RetentionSettings.model_fields, 1)}
+    parts: dict[str, Any] = dict.fromkeys(signature(make).parameters, Anything())
+    parts["settings"] = Settings(data=folder, retention=RetentionSettings(**days))
+    rules: Sequence[RetentionRule] = make(**parts)._rules
+    kept = {f"{rule.name}_days": rule.keep and rule.keep / timedelta(days=1) for rule in rules}
+    assert {name: kept.get(name) for name in days} == days
 
 
 def _needing(*services: type) -> Provider:

@@ -108,3 +108,19 @@ def test_the_capacity_of_one_project_can_be_less(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("RUNTAPE_ADMISSION__RUNNING_PER_PROJECT", "3")
     capacity = Settings().capacity
     assert (capacity.running, capacity.running_per_project, capacity.running_per_lang) == (8, 3, 8)
+
+
+def test_a_cluster_names_all_that_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUNTAPE_PROFILE", "cluster")
+    needed = {
+        "RUNTAPE_KAFKA__BOOTSTRAP": "kafka:9092",
+        "RUNTAPE_REGISTRY__URL": "http://registry:8081",
+        "RUNTAPE_MONGO__URL": "mongodb://mongo",
+        "RUNTAPE_REDIS__URL": "redis://redis",
+    }
+    names = list(needed)
+    for count in range(len(names)):
+        with pytest.raises(ValidationError, match=f"needs {', '.join(names[count:])}"):
+            Settings()
+        monkeypatch.setenv(names[count], needed[names[count]])
+    assert Settings().profile == "cluster"

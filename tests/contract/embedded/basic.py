@@ -17,8 +17,11 @@ from runtape.adapters.embedded.event_source import SqliteEventSource
 from runtape.adapters.embedded.event_store import SqliteEventStore
 from runtape.adapters.embedded.gate_store import SqliteGateStore
 from runtape.adapters.embedded.histories import SqliteDocumentHistories
+from runtape.adapters.embedded.identity_store import SCHEMA as IDENTITY_SCHEMA
+from runtape.adapters.embedded.identity_store import SqliteIdentityStore
 from runtape.adapters.embedded.live_feed import InProcessLiveFeed
 from runtape.adapters.embedded.log import SqliteEventLog
+from runtape.adapters.embedded.notifications import SqliteNotificationStore
 from runtape.adapters.embedded.replay_files import FolderReplayFiles
 from runtape.adapters.embedded.replay_store import SqliteReplaySessionStore
 from runtape.adapters.embedded.retention import ExpiredEvents, ExpiredExecutions, ExpiredTapes
@@ -45,7 +48,7 @@ async def sqlite_stores(
 ) -> AsyncIterator[Stores]:
     """Open the embedded stores over the file at `path`."""
     # A full-size WAL in every test would write gigabytes and show nothing.
-    database = database_type(path, STORE_SCHEMA, wal_bytes=1 << 16)
+    database = database_type(path, (*STORE_SCHEMA, *IDENTITY_SCHEMA), wal_bytes=1 << 16)
     await database.open()
     log = SqliteEventLog(database)
     try:
@@ -60,7 +63,9 @@ async def sqlite_stores(
             log=log,
             events=SqliteEventStore(database),
             gates=SqliteGateStore(database),
+            identity=SqliteIdentityStore(database),
             dead_letters=SqliteDeadLetterStore(database),
+            notifications=SqliteNotificationStore(database),
             replay=ReplayStores(
                 sessions=SqliteReplaySessionStore(database, log),
                 source=SqliteEventSource(database),

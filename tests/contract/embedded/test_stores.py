@@ -1,10 +1,24 @@
 """The embedded adapters keep the contracts of their ports."""
 
 from tests.contract.embedded.basic import EmbeddedStores, plant
-from tests.contract.suites import dead_letters, events, log, operating, replay, retention, stores, tape
+from tests.contract.suites import (
+    dead_letters,
+    events,
+    identity,
+    log,
+    notifications,
+    operating,
+    replay,
+    retention,
+    stores,
+    tape,
+)
 
 
 class TestUnitOfWork(EmbeddedStores, stores.UnitOfWorkContract): ...
+
+
+class TestAtomicCommit(EmbeddedStores, stores.AtomicCommitContract): ...
 
 
 class TestIdempotency(EmbeddedStores, stores.IdempotencyContract): ...
@@ -34,13 +48,19 @@ class TestPriorities(EmbeddedStores, operating.PriorityContract): ...
 class TestGateStore(EmbeddedStores, operating.GateStoreContract): ...
 
 
+class TestIdentityStore(EmbeddedStores, identity.IdentityStoreContract): ...
+
+
 class TestTapeStore(EmbeddedStores, tape.TapeStoreContract): ...
 
 
 class TestBlobStore(EmbeddedStores, tape.BlobStoreContract): ...
 
 
-class TestExpirable(EmbeddedStores, retention.ExpirableContract):
+class TestExpirable(EmbeddedStores, retention.ExpirableContract): ...
+
+
+class TestExpirableEvents(EmbeddedStores, retention.ExpirableEventsContract):
     def plant(self, topic: str, key: str, type: str, body: bytes | str) -> int:
         return plant(self._path, topic, key, type, body)
 
@@ -54,15 +74,27 @@ class TestArchive(EmbeddedStores, events.ArchiveContract): ...
 class TestDeadLetterStore(EmbeddedStores, dead_letters.DeadLetterStoreContract): ...
 
 
+class TestNotificationStore(EmbeddedStores, notifications.NotificationStoreContract): ...
+
+
+class TestAtomicNotification(EmbeddedStores, notifications.AtomicNotificationContract): ...
+
+
 class TestEventLog(EmbeddedStores, log.EventLogContract):
     def plant(self, topic: str, key: str, type: str, body: bytes | str) -> int:
         return plant(self._path, topic, key, type, body)
+
+
+class TestOneStoreLog(EmbeddedStores, log.OneStoreLogContract): ...
 
 
 class TestReplaySessionStore(EmbeddedStores, replay.ReplaySessionStoreContract): ...
 
 
 class TestReplayedCopies(EmbeddedStores, replay.ReplayedCopiesContract): ...
+
+
+class TestCopiesInOneStore(EmbeddedStores, replay.CopiesInOneStoreContract): ...
 
 
 class TestEventSource(EmbeddedStores, replay.EventSourceContract): ...

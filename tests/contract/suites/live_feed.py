@@ -6,7 +6,16 @@ from abc import ABC, abstractmethod
 import pytest
 
 from runtape.domain.ids import ExecutionId
-from runtape.ports.live import FeedClosed, LifecycleNudge, LiveFeed, OutputNudge, QueueNudge, SubscriptionClosed
+from runtape.ports.live import (
+    FeedClosed,
+    LifecycleNudge,
+    LiveFeed,
+    OutputNudge,
+    QueueNudge,
+    Subscription,
+    SubscriptionClosed,
+    Watched,
+)
 from tests.builders import EXECUTION, requested
 
 FAR_S = 30.0
@@ -22,9 +31,17 @@ class LiveFeedContract(ABC):
     def make(self) -> LiveFeed:
         """Return a feed that nobody has subscribed to."""
 
+    async def subscribe(self, feed: LiveFeed, watched_id: Watched) -> Subscription:
+        """Return a reader that has missed nothing and hears of what is published from now on."""
+        return feed.subscribe(watched_id)
+
+    async def delivered(self, feed: LiveFeed) -> None:
+        """Return once what was published has reached its readers: here it always has."""
+        assert feed
+
     async def test_nudges_arrive_in_the_order_of_publishing_at_every_reader(self) -> None:
         feed = self.make()
-        readers = [feed.subscribe(EXECUTION) for _ in range(3)]
+        readers = [await self.subscribe(feed, EXECUTION) for _ in range(3)]
         nudges = [output(1), LifecycleNudge(requested(), (b"{}",)), QueueNudge(), output(2)]
         for nudge in nudges:
             feed.publish(EXECUTION, nudge)
@@ -35,27 +52,27 @@ class LiveFeedContract(ABC):
     async def test_a_reader_hears_of_its_own_execution_from_its_subscription_on(self) -> None:
         feed = self.make()
         feed.publish(EXECUTION, output(1))
-        reader = feed.subscribe(EXECUTION)
+        reader = await self.subscribe(feed, EXECUTION)
         feed.publish(OTHER, output(2))
         feed.publish(EXECUTION, output(3))
         assert await reader.next(FAR_S) == output(3)
 
     async def test_a_waiting_reader_is_woken(self) -> None:
         feed = self.make()
-        reader = feed.subscribe(EXECUTION)
+        reader = await self.subscribe(feed, EXECUTION)
         waiting = asyncio.ensure_future(reader.next(FAR_S))
         await asyncio.sleep(0)
         feed.publish(EXECUTION, output(1))
         assert await asyncio.wait_for(waiting, 5) == output(1)
 
     async def test_after_its_time_the_reader_gets_none(self) -> None:
-        reader = self.make().subscribe(EXECUTION)
+        reader = await self.subscribe(self.make(), EXECUTION)
         assert await asyncio.wait_for(reader.next(0.0), 5) is None
         assert await asyncio.wait_for(reader.next(0.01), 5) is None
 
     async def test_a_reader_that_gives_up_waiting_loses_nothing(self) -> None:
         feed = self.make()
-        reader = feed.subscribe(EXECUTION)
+        reader = await self.subscribe(feed, EXECUTION)
         waiting = asyncio.ensure_future(reader.next(FAR_S))
         await asyncio.sleep(0)
         waiting.cancel()
@@ -65,7 +82,7 @@ class LiveFeedContract(ABC):
 
     async def test_a_slow_reader_is_told_that_it_lost_something_and_costs_nobody_else(self) -> None:
         feed = self.make()
-        slow, quick = feed.subscribe(EXECUTION), feed.subscribe(EXECUTION)
+        slow, quick = await self.subscribe(feed, EXECUTION), await self.subscribe(feed, EXECUTION)
         big = b"x" * 65_536
         for seq in range(1, 101):
             feed.publish(EXECUTION, output(seq, big))
@@ -81,10 +98,11 @@ class LiveFeedContract(ABC):
 
     async def test_a_loss_is_told_before_whatever_came_after_it(self) -> None:
         feed = self.make()
-        reader = feed.subscribe(EXECUTION)
+        reader = await self.subscribe(feed, EXECUTION)
         for seq in range(1, 20):
             feed.publish(EXECUTION, output(seq, b"x" * 65_536))
         feed.publish(EXECUTION, output(20))
+        await self.delivered(feed)
         assert reader.pending() is None
         got = await asyncio.wait_for(reader.next(0.01), 5)
         assert got in (None, output(20))
@@ -99,9 +117,13 @@ class LiveFeedContract(ABC):
         assert feed.watched(EXECUTION)
         readers[1].close()
         assert not feed.watched(EXECUTION)
+        last = await self.subscribe(feed, EXECUTION)
+        feed.close()
+        last.close()
+        assert not feed.watched(EXECUTION)
 
     async def test_closing_a_subscription_wakes_its_reader(self) -> None:
-        reader = self.make().subscribe(EXECUTION)
+        reader = await self.subscribe(self.make(), EXECUTION)
         waiting = asyncio.ensure_future(reader.next(FAR_S))
         await asyncio.sleep(0)
         reader.close()
@@ -112,7 +134,7 @@ class LiveFeedContract(ABC):
 
     async def test_closing_the_feed_wakes_everybody_and_refuses_newcomers(self) -> None:
         feed = self.make()
-        readers = [feed.subscribe(EXECUTION), feed.subscribe(OTHER)]
+        readers = [await self.subscribe(feed, EXECUTION), await self.subscribe(feed, OTHER)]
         waiting = [asyncio.ensure_future(reader.next(FAR_S)) for reader in readers]
         await asyncio.sleep(0)
         feed.close()
@@ -123,4 +145,3 @@ class LiveFeedContract(ABC):
         feed.publish(EXECUTION, output(1))
         for each in readers:
             each.close()
-        assert not feed.watched(EXECUTION)

@@ -33,10 +33,6 @@ async def kept_tapes(stores: Stores, *executions: Execution) -> list[bool]:
 
 
 class ExpirableContract(StoresBasic):
-    @abstractmethod
-    def plant(self, topic: str, key: str, type: str, body: bytes | str) -> int:
-        """Put a row into the log past all code, while nothing is open, and return its offset."""
-
     async def test_older_executions_go_with_all_that_is_theirs(self, stores: Stores) -> None:
         ended = [of_day(number, over(requested(an_execution(key=f"k{number}")))) for number in range(5)]
         await with_tapes(stores, *ended)
@@ -95,6 +91,12 @@ class ExpirableContract(StoresBasic):
         assert await stores.expirable["tapes"].prune(START + 9 * DAY, 100) == 1
         assert await stores.expirable["tapes"].prune(START + 9 * DAY, 100) == 1
         assert await kept_tapes(stores, *ended) == [False, False, True]
+
+
+class ExpirableEventsContract(StoresBasic):
+    @abstractmethod
+    def plant(self, topic: str, key: str, type: str, body: bytes | str) -> int:
+        """Put a row into the log past all code, while nothing is open, and return its offset."""
 
     async def test_what_cannot_be_read_goes_with_its_neighbours(self) -> None:
         at = b'{"at":"%s"}'

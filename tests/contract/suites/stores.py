@@ -20,7 +20,9 @@ from runtape.ports.admission import GateStore
 from runtape.ports.dead_letters import DeadLetterStore
 from runtape.ports.errors import VersionConflict
 from runtape.ports.events import Archival, EventStore
+from runtape.ports.identity import IdentityStore
 from runtape.ports.log import Delivery, EventLog
+from runtape.ports.notifications import NotificationStore
 from runtape.ports.pod_runtime import PodKey
 from runtape.ports.replay import DocumentHistories, EventIndex, EventSource, ReplayFiles, ReplaySessionStore
 from runtape.ports.retention import Expirable
@@ -51,7 +53,9 @@ class Stores:
     log: EventLog
     events: EventStore
     gates: GateStore
+    identity: IdentityStore
     dead_letters: DeadLetterStore
+    notifications: NotificationStore
     replay: "ReplayStores"
     clock: ManualClock
     expirable: Mapping[str, Expirable]
@@ -185,19 +189,6 @@ class UnitOfWorkContract(StoresBasic):
         await stores.unit_of_work.commit([change(first, 0), change(second, 1), change(ended(second), 2)])
         assert await stores.executions.get(first.id) == ended(second)
 
-    async def test_a_change_that_is_refused_takes_the_whole_commit_with_it(self, stores: Stores) -> None:
-        held = requested(an_execution("held"))
-        await stored(stores, held)
-        fresh = acceptance(an_execution("fresh"))
-        with pytest.raises(VersionConflict):
-            await stores.unit_of_work.commit([fresh, change(started(held), 9)])
-        assert await stores.executions.get(ExecutionId("fresh")) is None
-        await stores.unit_of_work.commit([acceptance(an_execution("later"))])
-        async for delivery in stores.log.consume("group", [fresh.messages[0].topic]):
-            assert isinstance(delivery, Delivery)
-            assert delivery.message.execution_id == "later"
-            return
-
     async def test_a_cancelled_caller_leaves_no_stale_document_behind(self, stores: Stores) -> None:
         execution = requested()
         await stored(stores, execution)
@@ -211,6 +202,23 @@ class UnitOfWorkContract(StoresBasic):
         read = await stores.executions.get(execution.id)
         assert read is not None
         await moved(stores, read, replace(read, version=read.version + 1))
+
+
+class AtomicCommitContract(StoresBasic):
+    """What a `UnitOfWork` does that can write several documents, and the log, in one step."""
+
+    async def test_a_change_that_is_refused_takes_the_whole_commit_with_it(self, stores: Stores) -> None:
+        held = requested(an_execution("held"))
+        await stored(stores, held)
+        fresh = acceptance(an_execution("fresh"))
+        with pytest.raises(VersionConflict):
+            await stores.unit_of_work.commit([fresh, change(started(held), 9)])
+        assert await stores.executions.get(ExecutionId("fresh")) is None
+        await stores.unit_of_work.commit([acceptance(an_execution("later"))])
+        async for delivery in stores.log.consume("group", [fresh.messages[0].topic]):
+            assert isinstance(delivery, Delivery)
+            assert delivery.message.execution_id == "later"
+            return
 
 
 class IdempotencyContract(StoresBasic):

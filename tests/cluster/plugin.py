@@ -1,0 +1,50 @@
+"""One cluster for all tests that a process runs over it; `pytest_plugins` of tests/conftest.py names this module."""
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from runtape.adapters.embedded.clock import SystemClock, Uuid7Ids
+from runtape.adapters.embedded.passwords import Argon2Hasher
+from runtape.adapters.mongo.connection import connect
+from runtape.adapters.mongo.identity import MongoIdentityStore
+from runtape.adapters.mongo.indexes import make_indexes
+from runtape.application.identity import Identity
+from runtape.domain.identity import Role
+from tests.cluster.processes import Cluster
+from tests.e2e.server import ADMIN_PASSWORD, a_user_with_key
+
+ADMIN = "admin"
+OTHER, WATCHED = "other", "watched"
+"""Users of the end-to-end suite beside the admin."""
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    cluster = Cluster(tmp_path_factory.mktemp("cluster"))
+    try:
+        cluster.begin()
+        cluster.keys.update(asyncio.run(seeded(cluster)))
+        yield cluster.until_ready()
+    finally:
+        cluster.close()
+
+
+async def seeded(cluster: Cluster) -> dict[str, str]:
+    """Return a key for each of the users that the tests know, which it makes."""
+    connection = connect(cluster.mongo.url)
+    store = connection["runtape"]
+    await make_indexes(store)
+    identities = MongoIdentityStore(store)
+    hasher = Argon2Hasher()
+    identity = Identity(identities, hasher, SystemClock(), Uuid7Ids())
+    await identity.ensure_admin(ADMIN_PASSWORD)
+    admin = await identities.user_by_name(ADMIN)
+    assert admin is not None
+    password_hash = await hasher.hash(ADMIN_PASSWORD)
+    found = {"local": await a_user_with_key(identity, identities, ADMIN, password_hash, Role.ADMIN)}
+    for name in (OTHER, WATCHED):
+        found[name] = await a_user_with_key(identity, identities, name, password_hash, Role.USER)
+    await connection.close()
+    return found

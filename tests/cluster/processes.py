@@ -1,0 +1,218 @@
+"""A whole cluster on this machine: the four real parts, and processes of the API and of each worker."""
+
+import asyncio
+import contextlib
+import re
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Self
+from urllib.parse import urlsplit
+
+from runtape.adapters.kafka import topics
+from runtape.runtime.roles import Role
+from tests.cli.commands import environment
+from tests.e2e.server import ADMIN_PASSWORD, Client
+from tests.e2e.stores import MongoView, StoreView
+from tests.rig.kafka import Kafka
+from tests.rig.mongo import Mongo
+from tests.rig.part import Part
+from tests.rig.redis import Redis
+from tests.rig.registry import Registry
+
+ROOT = Path(__file__).parents[2]
+WORKERS = (Role.SAGA_ORCHESTRATOR, Role.K8S_WORKER, Role.POD_MONITOR, Role.RESULT_PROCESSOR)
+PORT = "{port}"
+STOP_S = 20.0
+
+
+class Process:
+    """One process of the product; `log` has what it wrote to standard error."""
+
+    def __init__(self, name: str, folder: Path, command: Sequence[str], env: dict[str, str]) -> None:
+        self.name = name
+        self.log = folder / f"{name}.log"
+        self._command = command
+        self._env = {**env, "RUNTAPE_DATA": str(folder / name)}
+        self.url = ""
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def begin(self) -> Self:
+        """Start the process; `until_ready` waits for it."""
+        port = str(urlsplit(self.url).port or 0)  # that of its life before, if it had one
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [port if word == PORT else word for word in self._command],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=environment(**self._env),
+                cwd=ROOT,
+            )
+        return self
+
+    def until_ready(self) -> Self:
+        """Return once the process says that it is ready."""
+        assert self._process is not None and self._process.stdout is not None
+        for line in iter(self._process.stdout.readline, b""):
+            if found := re.match(rb"ready (http://\S+)", line):
+                self.url = found[1].decode()
+                return self
+        raise AssertionError(f"{self.name} did not start: {self.log.read_text()[-4000:]}")
+
+    def tell(self, line: str) -> None:
+        """Send a line to a worker whose pods are simulated."""
+        assert self._process is not None and self._process.stdin is not None
+        self._process.stdin.write(line.encode() + b"\n")
+        self._process.stdin.flush()
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def kill(self) -> None:
+        """End the process as a power switch would."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> int:
+        """Send SIGTERM and return the exit code."""
+        return self._end(signal.SIGTERM)
+
+    def pause(self) -> None:
+        """Let the process stand still."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let the process go on."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+    def _end(self, number: signal.Signals) -> int:
+        process = self._process
+        assert process is not None and process.stdout is not None and process.stdin is not None
+        process.send_signal(number)
+        try:
+            return process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            told = self.log.read_text()[-3000:]
+            raise AssertionError(f"{self.name} did not end within {STOP_S:g} s: {told}") from None
+        finally:
+            process.stdout.close()
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
+            self._process = None
+
+    def close(self) -> None:
+        """Stop the process unless it was stopped before."""
+        if self._process is not None:
+            self.stop()
+
+
+class Cluster:
+    """The parts with `apis` processes of the API and `each` of every worker, whose pods are simulated.
+
+    `running` is how many runs they carry out at once.
+    """
+
+    def __init__(self, folder: Path, *, apis: int = 2, each: int = 2, running: int = 32) -> None:
+        self.redis, self.mongo = Redis(folder / "redis"), Mongo(folder / "mongo")
+        self.kafka, self.registry = Kafka(folder / "kafka"), Registry(folder / "registry")
+        self.parts: list[Part] = [self.redis, self.mongo, self.kafka, self.registry]
+        self._folder = folder
+        self._apis = apis
+        self._each = each
+        self._running = running
+        self._asked = 0
+        self.keys: dict[str, str] = {}
+        """Keys by user; the admin's is `local`."""
+        self._numbers: Counter[str] = Counter()
+        self.apis: list[Process] = []
+        self.workers: dict[Role, list[Process]] = {}
+
+    def begin(self) -> None:
+        """Start the parts."""
+        for part in self.parts:
+            part.start()
+        found = asyncio.run(topics.initialise({"bootstrap_servers": self.kafka.bootstrap}, 1))
+        assert not found.drift, found.drift
+
+    def until_ready(self) -> Self:
+        """Start all processes, and return once each of them is ready."""
+        self.apis = [self.api() for _ in range(self._apis)]
+        self.workers = {role: [self.worker(role) for _ in range(self._each)] for role in WORKERS}
+        for process in self.processes():
+            process.until_ready()
+        return self
+
+    @property
+    def url(self) -> str:
+        """One process of the API after another."""
+        self._asked += 1
+        return self.apis[self._asked % len(self.apis)].url
+
+    @property
+    def store(self) -> StoreView:
+        """What the processes have written."""
+        return MongoView(self.mongo.url)
+
+    def client(self, key: str | None = "local") -> Client:
+        """Return a client with `key`, by default the admin's; None: without credentials."""
+        return Client(self.url, self.keys["local"] if key == "local" else key)
+
+    def client_of(self, process: Process) -> Client:
+        """Return a client of one process of the API, with the admin's key."""
+        return Client(process.url, self.keys["local"])
+
+    def let(self, name: str) -> None:
+        """Let the simulated programs go on that wait for `name`, wherever they run."""
+        for worker in self.workers[Role.K8S_WORKER]:
+            worker.tell(name)
+
+    def processes(self) -> Iterator[Process]:
+        """Yield all processes of the product."""
+        yield from self.apis
+        for workers in self.workers.values():
+            yield from workers
+
+    def api(self) -> Process:
+        """Begin another process of the API."""
+        return self._begin("api", [sys.executable, "-P", "-m", "runtape.cli", "up", "--port", PORT])
+
+    def worker(self, role: Role) -> Process:
+        """Begin another worker."""
+        if role is Role.K8S_WORKER:
+            return self._begin(role, [sys.executable, "-m", "tests.cluster.simulated_worker"])
+        return self._begin(role, [sys.executable, "-m", f"workers.{role}"])
+
+    def _begin(self, name: str, command: Sequence[str]) -> Process:
+        self._numbers[name] += 1
+        env = {
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'backend'}",
+            "RUNTAPE_PROFILE": "cluster",
+            "RUNTAPE_KAFKA__BOOTSTRAP": self.kafka.bootstrap,
+            "RUNTAPE_REGISTRY__URL": self.registry.url,
+            "RUNTAPE_MONGO__URL": self.mongo.url,
+            "RUNTAPE_REDIS__URL": self.redis.url,
+            "RUNTAPE_WORKER__PORT": "0",
+            "RUNTAPE_WORKER__DRAIN_S": "5",
+            "RUNTAPE_ADMIN_PASSWORD": ADMIN_PASSWORD,
+            "RUNTAPE_ADMISSION__RUNNING": str(self._running),
+            "RUNTAPE_RATE_LIMITS__EXECUTIONS_PER_MINUTE": "100000",
+            "RUNTAPE_RATE_LIMITS__CALLS_PER_MINUTE": "100000",
+        }
+        return Process(f"{name}-{self._numbers[name]}", self._folder, command, env).begin()
+
+    def close(self) -> None:
+        """Stop everything."""
+        for process in self.processes():
+            with contextlib.suppress(AssertionError):
+                process.close()
+        for part in self.parts:
+            part.stop()

@@ -1,0 +1,43 @@
+"""Parts and processes that die or stand still while runs go on: none is lost, none ends twice, no byte is missing."""
+
+import pytest
+
+from runtape.runtime.roles import Role
+from tests.cluster.processes import WORKERS, Cluster
+from tests.cluster.survival import survived
+from tests.e2e.server import Client
+
+pytestmark = [pytest.mark.needs("kafka", "mongo", "redis", "registry", "alone"), pytest.mark.timeout(240)]
+
+
+@pytest.mark.parametrize("part", ["redis", "mongo", "kafka", "registry"])
+@pytest.mark.parametrize("how", ["kill", "pause"])
+async def test_a_part_that_is_gone_for_a_while(cluster: Cluster, clients: list[Client], part: str, how: str) -> None:
+    broken = getattr(cluster, part)
+    mend = broken.start if how == "kill" else broken.resume
+    await survived(clients, f"{part}-{how}", getattr(broken, how), mend)
+
+
+async def test_a_redis_that_forgets_everything(cluster: Cluster, clients: list[Client]) -> None:
+    await survived(clients, "forgets", cluster.redis.flush)
+
+
+@pytest.mark.parametrize("role", WORKERS)
+async def test_a_worker_that_dies_and_comes_again(cluster: Cluster, clients: list[Client], role: Role) -> None:
+    worker = cluster.workers[role][0]
+    await survived(clients, f"{role}-dies", worker.kill, lambda: worker.begin().until_ready())
+
+
+@pytest.mark.parametrize("role", WORKERS)
+async def test_a_worker_that_stands_still_for_a_while(cluster: Cluster, clients: list[Client], role: Role) -> None:
+    worker = cluster.workers[role][0]
+    await survived(clients, f"{role}-stands", worker.pause, worker.resume)
+
+
+async def test_the_processes_of_the_api_die_one_after_the_other(cluster: Cluster, clients: list[Client]) -> None:
+    def die() -> None:
+        for process in cluster.apis:
+            process.kill()
+            process.begin().until_ready()
+
+    await survived(clients, "api-dies", die)

@@ -1,0 +1,78 @@
+"""The schemas in a real registry: registered once, refused when they do not fit, known while it is gone."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import pytest
+from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
+
+from runtape.adapters.kafka.codec import AvroCodec
+from runtape.adapters.kafka.registry import SchemaRegistryManager
+from runtape.domain.events import MESSAGE_TYPES
+from runtape.ports.errors import Permanent, Poison, Transient
+from tests.contract.suites.log import commands, one_of_each
+from tests.rig.registry import Registry
+
+pytestmark = pytest.mark.needs("registry")
+
+
+Manager = Callable[..., SchemaRegistryManager]
+
+
+@pytest.fixture
+def manager() -> Iterator[Manager]:
+    with ExitStack() as stack:
+        yield lambda part, prefix="": stack.enter_context(closing(SchemaRegistryManager({"url": part.url}, prefix)))
+
+
+async def test_every_message_goes_through_the_registry(manager: Manager, registry_part: Registry) -> None:
+    writer, reader = manager(registry_part), manager(registry_part)
+    await writer.register()
+    await reader.register()
+    for message in one_of_each():
+        body = AvroCodec(writer).encode(message)
+        assert await AvroCodec(reader).decode(message.type, body) == message
+
+
+async def test_who_registers_again_gets_the_same_ids(manager: Manager, registry_part: Registry) -> None:
+    first, second = manager(registry_part), manager(registry_part)
+    await asyncio.gather(first.register(), second.register())
+    names = [message.__name__ for message in MESSAGE_TYPES.values()]
+    assert [first.id_of(name) for name in names] == [second.id_of(name) for name in names]
+    assert len({first.id_of(name) for name in names}) == len(names)
+
+
+async def test_a_schema_that_does_not_fit_what_is_there_is_refused_by_name(
+    manager: Manager, registry_part: Registry
+) -> None:
+    foreign = '{"type": "record", "name": "PodCreate", "fields": [{"name": "mood", "type": "string"}]}'
+    with SchemaRegistryClient({"url": registry_part.url}) as client:
+        await asyncio.to_thread(client.register_schema, "strange.runtape.PodCreate", Schema(foreign, "AVRO"))
+    with pytest.raises(Permanent, match=r"strange\.runtape\.PodCreate"):
+        await manager(registry_part, "strange.").register()
+
+
+async def test_an_id_that_nobody_has_given_is_poison(manager: Manager, registry_part: Registry) -> None:
+    with pytest.raises(Poison, match="no schema has the id 77777"):
+        await AvroCodec(manager(registry_part)).decode("pod.create", b"\0" + (77777).to_bytes(4, "big"))
+
+
+async def test_what_is_known_is_read_without_the_registry_and_what_is_not_waits_for_it(
+    manager: Manager, tmp_path: Path
+) -> None:
+    part = Registry(tmp_path).start()
+    known, stranger = manager(part), manager(part)
+    await known.register()
+    (message,) = commands("e")
+    body = AvroCodec(known).encode(message)
+    part.stop()
+    assert await AvroCodec(known).decode("pod.create", body) == message
+    with pytest.raises(Transient):
+        await AvroCodec(stranger).decode("pod.create", body)
+    with pytest.raises(Transient):
+        await stranger.register()
+    part.start()
+    assert await AvroCodec(stranger).decode("pod.create", body) == message
+    part.stop()
