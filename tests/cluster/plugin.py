@@ -7,7 +7,7 @@ import pytest
 
 from runtape.adapters.embedded.clock import SystemClock, Uuid7Ids
 from runtape.adapters.embedded.passwords import Argon2Hasher
-from runtape.adapters.mongo.connection import connect
+from runtape.adapters.mongo.connection import connect, open_store
 from runtape.adapters.mongo.identity import MongoIdentityStore
 from runtape.adapters.mongo.indexes import make_indexes
 from runtape.application.identity import Identity
@@ -34,7 +34,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 async def seeded(cluster: Cluster) -> dict[str, str]:
     """Return a key for each of the users that the tests know, which it makes."""
     connection = connect(cluster.mongo.url)
-    store = connection["runtape"]
+    store = await open_store(connection, "runtape")
     await make_indexes(store)
     identities = MongoIdentityStore(store)
     hasher = Argon2Hasher()

@@ -36,6 +36,8 @@ async def runs(client: Client, watched: Client, ended: list[str]) -> list[str]:
         for script in ("end memory_limit", "end wall_limit"):
             ended.append((await watched.run(script))["execution_id"])
         waits = await watched.execute("wait for-ever")
+        async with watched.stream(waits) as stream:
+            await stream.until("execution_started")
         await watched.post(f"/executions/{waits}/cancel", json={"reason": FORMULA})
         await watched.ended(waits)
         ended.append(waits)

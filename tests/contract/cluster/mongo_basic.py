@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from runtape.adapters.mongo.blobs import MongoBlobStore
-from runtape.adapters.mongo.connection import Store, connect
+from runtape.adapters.mongo.connection import Store, connect, open_store
 from runtape.adapters.mongo.dead_letters import MongoDeadLetterStore
 from runtape.adapters.mongo.documents import MongoExecutionStore, MongoSagaStore, MongoUnitOfWork
 from runtape.adapters.mongo.event_source import MongoEventSource
@@ -37,7 +37,7 @@ _numbers = iter(range(1_000_000))
 async def mongo_stores(url: str, name: str, clock: ManualClock) -> AsyncIterator[Stores]:
     """Open the stores over the database `name`."""
     client = connect(url)
-    store = client[name]
+    store = await open_store(client, name)
     await make_indexes(store)
     events = EventRows(store)
     executions = MongoExecutionStore(store, events)

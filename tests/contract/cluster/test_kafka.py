@@ -13,7 +13,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from runtape.adapters.kafka.codec import AvroCodec
 from runtape.adapters.kafka.log import KafkaEventLog
 from runtape.adapters.kafka.producer import Producer
-from runtape.adapters.mongo.connection import connect
+from runtape.adapters.mongo.connection import connect, open_store
 from runtape.adapters.mongo.documents import MongoUnitOfWork
 from runtape.adapters.mongo.events import EventRows, RecordingPublisher
 from runtape.adapters.mongo.outbox import MongoOutbox
@@ -42,7 +42,7 @@ async def kafka_stores(stores: Stores, mongo_url: str, name: str, connection: di
     publisher = Producer(connection, CODEC, f"{name}.")
     await publisher.start()
     tasks = Tasks(lambda *_: None)
-    store = client[name]
+    store = await open_store(client, name)
     recording = RecordingPublisher(publisher, EventRows(store))
     relay = Relay(outbox=MongoOutbox(store), publisher=recording, tasks=tasks)
     try:

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from runtape.adapters.mongo.connection import Store, connect
+from runtape.adapters.mongo.connection import Store, connect, open_store
 from runtape.adapters.mongo.events import EventRows
 from runtape.adapters.mongo.indexes import COUNTERS, EVENTS, make_indexes
 from tests.contract.suites.log import commands
@@ -18,8 +18,9 @@ pytestmark = pytest.mark.needs("mongo")
 async def store(mongo_part: Mongo) -> AsyncIterator[Store]:
     client = connect(mongo_part.url)
     await client.drop_database("numbers")
-    await make_indexes(client["numbers"])
-    yield client["numbers"]
+    store = await open_store(client, "numbers")
+    await make_indexes(store)
+    yield store
     await client.close()
 
 

@@ -3,10 +3,10 @@
 import asyncio
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pymongo import AsyncMongoClient
+from pymongo import AsyncMongoClient, WriteConcern
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import ConnectionFailure, DuplicateKeyError, OperationFailure, PyMongoError
@@ -30,7 +30,7 @@ _UNAUTHORISED = {13: "Unauthorized", 18: "AuthenticationFailed", 8000: "AtlasErr
 def connect(url: str, **options: Any) -> "AsyncMongoClient[Row]":
     """Return a client of the deployment at `url`, which connects when it is used; the caller closes it.
 
-    A write returns once it is in the journal of a majority; what the URL says of that comes first.  `options` are
+    A write returns once it is in the journal of a majority, or as the URL says; `open_store` sees to it.  `options` are
     PyMongo's, for credentials and certificates.  Raises: Permanent, when it cannot be used.
     """
     try:
@@ -53,6 +53,27 @@ def _client(url: str, options: dict[str, Any]) -> "AsyncMongoClient[Row]":
         serverSelectionTimeoutMS=TIMEOUT_MS,
         **options,
     )
+
+
+async def open_store(client: "AsyncMongoClient[Row]", database: str) -> Store:
+    """Return the database, whose writes return once they are in the journal of all that must have them.
+
+    A server that is no replica set's takes ``majority`` for a promise that replication keeps, and answers before its
+    journal is written: killed then, it has forgotten what it acknowledged.  It is asked for its own journal instead.
+    Raises: Unavailable, Transient.
+    """
+    store = client[database]
+    with transient():
+        hello = await client.admin.command("hello")
+    return store.with_options(write_concern=concern_for(store.write_concern, hello))
+
+
+def concern_for(wanted: WriteConcern, hello: Mapping[str, Any]) -> WriteConcern:
+    """Return what to ask of a deployment that says `hello` so, where `wanted` is asked of it."""
+    replicated = "setName" in hello or hello.get("msg") == "isdbgrid"
+    if replicated or wanted.document.get("w") != "majority":
+        return wanted
+    return WriteConcern(w=1, j=wanted.document.get("j"))
 
 
 @contextlib.contextmanager

@@ -114,7 +114,7 @@ class ClusterProvider(Provider):
     async def store(self, settings: Settings) -> AsyncIterator[Store]:
         assert settings.mongo.url is not None
         client = mongo.connect(settings.mongo.url.get_secret_value(), **settings.mongo.options())
-        store = client[settings.mongo.database]
+        store = await mongo.open_store(client, settings.mongo.database)
         await make_indexes(store)
         yield store
         await client.close()

@@ -1,0 +1,52 @@
+"""What a write waits for before it returns."""
+
+from typing import Any
+
+import pytest
+from pymongo import WriteConcern
+from pymongo.monitoring import CommandListener
+
+from runtape.adapters.mongo.connection import concern_for, connect, open_store
+from tests.rig.mongo import Mongo
+
+MAJORITY = WriteConcern(w="majority", j=True)
+ITS_OWN_JOURNAL = {"w": 1, "j": True}
+
+
+@pytest.mark.parametrize("hello", [{"setName": "rs0"}, {"msg": "isdbgrid"}])
+def test_where_there_are_replicas_a_majority_has_it(hello: dict[str, Any]) -> None:
+    assert concern_for(MAJORITY, hello) == MAJORITY
+
+
+def test_a_server_without_replicas_writes_its_own_journal_first() -> None:
+    assert concern_for(MAJORITY, {"ok": 1.0}).document == ITS_OWN_JOURNAL
+
+
+def test_a_concern_of_the_url_stays() -> None:
+    asked = WriteConcern(w=2, j=False)
+    assert concern_for(asked, {"ok": 1.0}) == asked
+
+
+@pytest.mark.needs("mongo")
+async def test_the_engine_is_asked_for_its_journal(mongo_part: Mongo) -> None:
+    sent = _Sent()
+    client = connect(mongo_part.url, event_listeners=[sent])
+    try:
+        store = await open_store(client, "connection")
+        await store["things"].insert_one({"_id": 1})
+        await store["things"].update_one({"_id": 1}, {"$set": {"seen": True}})
+    finally:
+        await client.close()
+    assert [sent.concerns[name] for name in ("insert", "update")] == [ITS_OWN_JOURNAL] * 2
+
+
+class _Sent(CommandListener):
+    def __init__(self) -> None:
+        self.concerns: dict[str, Any] = {}
+
+    def started(self, event: Any) -> None:
+        self.concerns[event.command_name] = event.command.get("writeConcern")
+
+    def succeeded(self, event: Any) -> None: ...
+
+    def failed(self, event: Any) -> None: ...
