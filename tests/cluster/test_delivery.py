@@ -71,6 +71,7 @@ async def deliver_again(bootstrap: str, groups: Sequence[str]) -> None:
         async with AIOKafkaConsumer(bootstrap_servers=bootstrap, group_id=group, enable_auto_commit=False) as consumer:
             consumer.assign(PLACES)
             await consumer.commit(dict.fromkeys(PLACES, 0))
+            assert {await consumer.committed(place) for place in PLACES} == {0}
 
 
 async def test_everything_is_delivered_again(cluster: Cluster, clients: list[Client]) -> None:
@@ -194,3 +195,4 @@ async def test_a_topic_that_was_deleted(cluster: Cluster, clients: list[Client])
         await topics.initialise({"bootstrap_servers": cluster.kafka.bootstrap}, 1)
 
     await survived(clients, "deleted", lambda: run(delete()), lambda: run(make()))
+    assert {record.topic for record in await all_records(cluster.kafka.bootstrap)} == set(TOPICS)

@@ -3,7 +3,6 @@
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 from dishka import AnyOf, Provider, Scope, provide
@@ -46,7 +45,7 @@ from runtape.application.flow import Tasks
 from runtape.application.limiting import FallbackRateLimiter
 from runtape.application.relaying import Relay, RelayingUnitOfWork
 from runtape.application.replaying import ExpiredReplaySessions
-from runtape.application.retention import Retention, RetentionRule
+from runtape.application.retention import Retention
 from runtape.ports.admission import AdmissionQueue, GateStore
 from runtape.ports.clock import Clock, Ids
 from runtape.ports.dead_letters import DeadLetterStore
@@ -57,9 +56,9 @@ from runtape.ports.live import LiveFeed
 from runtape.ports.log import EventLog
 from runtape.ports.notifications import NotificationStore
 from runtape.ports.replay import DocumentHistories, EventIndex, EventSource, ReplayFiles, ReplaySessionStore
-from runtape.ports.retention import Expirable
 from runtape.ports.stores import BlobStore, ExecutionStore, SagaStore, TapeStore, UnitOfWork
 from runtape.runtime.providers.application import ProcessIdentity
+from runtape.runtime.providers.retention import retention
 from runtape.runtime.queue_keeper import QueueKeeper
 from runtape.runtime.settings import Settings
 
@@ -190,7 +189,7 @@ class ClusterProvider(Provider):
     background = provide(Background)
 
     @provide
-    def retention(
+    def kept(
         self,
         settings: Settings,
         store: Store,
@@ -202,15 +201,14 @@ class ClusterProvider(Provider):
         replays: ExpiredReplaySessions,
         clock: Clock,
     ) -> Retention:
-        keep = settings.retention
-        kinds: tuple[tuple[str, Expirable, float | None], ...] = (
-            ("executions", ExpiredExecutions(store, executions), keep.executions_days),
-            ("tapes", ExpiredTapes(store), keep.tapes_days),
-            ("events", ExpiredEvents(store, rows), keep.events_days),
-            ("archived_events", events, keep.events_days),
-            ("dead_letters", dead_letters, keep.dead_letters_days),
-            ("notifications", notifications, keep.notifications_days),
-            ("replays", replays, keep.replays_days),
+        return retention(
+            settings.retention,
+            clock,
+            executions=ExpiredExecutions(store, executions),
+            tapes=ExpiredTapes(store),
+            events=ExpiredEvents(store, rows),
+            archived_events=events,
+            dead_letters=dead_letters,
+            notifications=notifications,
+            replays=replays,
         )
-        rules = [RetentionRule(name, kind, timedelta(days=days) if days else None) for name, kind, days in kinds]
-        return Retention(rules=rules, clock=clock)

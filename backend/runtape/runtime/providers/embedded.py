@@ -1,7 +1,6 @@
 """The embedded profile: every port in this process, over one SQLite file and the local sandbox."""
 
 from collections.abc import AsyncIterator
-from datetime import timedelta
 
 from dishka import AnyOf, Provider, Scope, provide
 
@@ -28,7 +27,7 @@ from runtape.adapters.embedded.tape import SqliteBlobStore, SqliteTapeStore
 from runtape.application.dead_letters import DeadLetters
 from runtape.application.flow import Tasks
 from runtape.application.replaying import ExpiredReplaySessions
-from runtape.application.retention import Retention, RetentionRule
+from runtape.application.retention import Retention
 from runtape.ports.admission import AdmissionQueue, GateStore
 from runtape.ports.clock import Clock, Ids
 from runtape.ports.dead_letters import DeadLetterStore
@@ -39,8 +38,8 @@ from runtape.ports.live import LiveFeed
 from runtape.ports.log import EventLog
 from runtape.ports.notifications import NotificationStore
 from runtape.ports.replay import DocumentHistories, EventIndex, EventSource, ReplayFiles, ReplaySessionStore
-from runtape.ports.retention import Expirable
 from runtape.ports.stores import BlobStore, ExecutionStore, SagaStore, TapeStore, UnitOfWork
+from runtape.runtime.providers.retention import retention
 from runtape.runtime.settings import Settings
 
 DATABASE_FILE = "runtape.db"
@@ -106,7 +105,7 @@ class EmbeddedProvider(Provider):
         return DeadLetters(store=store, event_log=event_log, clock=clock, tasks=tasks)
 
     @provide
-    def retention(
+    def kept(
         self,
         settings: Settings,
         database: Database,
@@ -117,18 +116,17 @@ class EmbeddedProvider(Provider):
         replays: ExpiredReplaySessions,
         clock: Clock,
     ) -> Retention:
-        keep = settings.retention
-        kinds: tuple[tuple[str, Expirable, float | None], ...] = (
-            ("executions", ExpiredExecutions(database, executions), keep.executions_days),
-            ("tapes", ExpiredTapes(database), keep.tapes_days),
-            ("events", ExpiredEvents(database), keep.events_days),
-            ("archived_events", events, keep.events_days),
-            ("dead_letters", dead_letters, keep.dead_letters_days),
-            ("notifications", notifications, keep.notifications_days),
-            ("replays", replays, keep.replays_days),
+        return retention(
+            settings.retention,
+            clock,
+            executions=ExpiredExecutions(database, executions),
+            tapes=ExpiredTapes(database),
+            events=ExpiredEvents(database),
+            archived_events=events,
+            dead_letters=dead_letters,
+            notifications=notifications,
+            replays=replays,
         )
-        rules = [RetentionRule(name, kind, timedelta(days=days) if days else None) for name, kind, days in kinds]
-        return Retention(rules=rules, clock=clock)
 
     @provide
     def queue(self, settings: Settings, clock: Clock) -> AdmissionQueue:
