@@ -4,17 +4,20 @@ Both profiles run side by side on this machine, over programs that take no time,
 is what the control plane takes.  All times are the service's own, from the steps of its sagas and from its events, and
 the client's; everything is on one clock.
 
-``hops`` are milliseconds between the moments of a run; ``throughput`` is how many runs end in a second when 200 are
-submitted at once, to so many of each worker.
+``hops`` are milliseconds between the moments of a run, and what each process spends on it; ``throughput`` is how many
+runs end in a second when 200 are submitted at once, to so many of each worker.
 """
 
 import argparse
 import asyncio
 import json
+import os
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
@@ -34,35 +37,51 @@ HOPS = ("accepted", "queued", "allocated", "commanded", "started", "completed", 
 """What each hop ends with; `started` and `told` are also given from the submission."""
 
 
-async def one(client: Client, number: int) -> dict[str, float]:
-    """Submit a run and return its moments, in milliseconds since it was sent."""
-    began = time.time()
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A run as its client saw it; times in seconds since the epoch."""
+
+    execution_id: str
+    sent_s: float
+    accepted_s: float
+    told_s: float
+
+
+async def ask(client: Client, number: int) -> Asked:
+    """Submit a run and follow its stream to the end."""
+    sent_s = time.time()
     execution_id = await client.execute(f"print {number}")
-    moments = {"accepted": time.time()}
+    accepted_s = time.time()
     async with client.stream(execution_id) as stream:
         await stream.rest()
-    moments["told"] = time.time()
-    events = (await client.get(f"/executions/{execution_id}/events")).json()["events"]
+    return Asked(execution_id, sent_s, accepted_s, time.time())
+
+
+async def moments(client: Client, asked: Asked) -> dict[str, float]:
+    """Return when what happened to the run, in milliseconds since it was sent."""
+    events = (await client.get(f"/executions/{asked.execution_id}/events")).json()["events"]
     at = {each["event_type"]: _time(each["timestamp"]) for each in events}
-    saga = await ended(client, execution_id)
+    saga = await ended(client, asked.execution_id)
     done = {each["step"]: _time(each["done_at"]) for each in saga["steps"]}
-    moments |= {
+    found = {
+        "accepted": asked.accepted_s,
         "queued": _time(saga["steps"][0]["began_at"]),
         "allocated": done["queue"],
         "commanded": done["allocate"],
         "started": at["execution_started"],
         "completed": at["execution_completed"],
         "stored": at["result_stored"],
+        "told": asked.told_s,
     }
-    return {name: 1000 * (moment - began) for name, moment in moments.items()}
+    return {name: 1000 * (moment - asked.sent_s) for name, moment in found.items()}
 
 
-async def at_a_steady_rate(client: Client, seconds: float) -> list[dict[str, float]]:
+async def at_a_steady_rate(client: Client, seconds: float) -> list[Asked]:
     """Submit `PER_S` runs a second, whether those before have ended or not."""
 
-    async def later(number: int) -> dict[str, float]:
+    async def later(number: int) -> Asked:
         await asyncio.sleep(number / PER_S)
-        return await one(client, number)
+        return await ask(client, number)
 
     return await asyncio.gather(*(later(number) for number in range(int(seconds * PER_S))))
 
@@ -90,16 +109,29 @@ def _time(text: str) -> float:
 
 
 async def hops(cluster: Cluster, server: Server, slices: int) -> dict[str, Any]:
-    """Ask both in turn, `slices` times each."""
+    """Ask both in turn, `slices` times each; what happened to the runs is looked up once a slice is over."""
     runs: dict[str, list[dict[str, float]]] = {"embedded": [], "cluster": []}
+    spent_s: Counter[str] = Counter()
+    pids = {part.name: part.pid for part in cluster.parts} | {each.name: each.pid for each in cluster.processes()}
     async with cluster.client() as there, server.client() as here:
         for client in (here, there):
             await at_a_steady_rate(client, 1.0)
         for number in range(slices):
             for name, client in (("embedded", here), ("cluster", there)):
                 _say(f"hops, {name} {number + 1} of {slices}")
-                runs[name] += await at_a_steady_rate(client, SLICE_S)
-    return {name: figures(each) for name, each in runs.items()}
+                before_s = {each: cpu_s(pid) for each, pid in pids.items()}
+                asked = await at_a_steady_rate(client, SLICE_S)
+                if client is there:
+                    spent_s.update({each: cpu_s(pid) - before_s[each] for each, pid in pids.items()})
+                runs[name] += [await moments(client, each) for each in asked]
+    cpu_ms = {each: round(1000 * seconds / len(runs["cluster"]), 1) for each, seconds in spent_s.most_common()}
+    return {**{name: figures(each) for name, each in runs.items()}, "cpu_ms_per_run": cpu_ms}
+
+
+def cpu_s(pid: int) -> float:
+    """Return the CPU time that the process and its threads have used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def burst(service: Cluster | Server, name: str) -> float:
@@ -149,6 +181,8 @@ def table(report: Mapping[str, Any]) -> str:
     for name in here:
         both = ["".join(f"{each[name][f'p{share * 100:g}']:>9}" for share in SHARES) for each in (here, there)]
         lines.append(f"  {name:<18}{both[0]}   {both[1]}")
+    lines.append("milliseconds of CPU for each run of the cluster:")
+    lines += [f"  {name:<18}{value:>9}" for name, value in report["hops"]["cpu_ms_per_run"].items()]
     lines.append(f"runs a second, {BURST} at once:")
     lines += [f"  {name:<18}{value:>9}" for name, value in report["throughput"].items()]
     return "\n".join(lines)

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from redis import Redis
 
 from runtape.bench.figures import percentile
+from tests.cluster.bench import cpu_s
 from tests.cluster.plugin import seeded
 from tests.cluster.processes import Cluster
 from tests.e2e.server import Client
@@ -28,6 +29,14 @@ AT_ONCE = 5_000
 OPENED_AT_ONCE = 200
 READY_S = 300.0
 QUIET_S = 30.0
+
+
+class Figures(dict[str, Any]):
+    """What was found, told as it is."""
+
+    def __setitem__(self, name: str, value: object) -> None:
+        super().__setitem__(name, value)
+        _say(f"  {name} {value}")
 
 
 class Reader(asyncio.Protocol):
@@ -126,7 +135,7 @@ async def measure(cluster: Cluster, executions: int, each: int) -> dict[str, Any
         await probe.until(b"a", READY_S)
         probe.cut()
 
-        found: dict[str, Any] = {"executions": executions, "streams": executions * each}
+        found = Figures({"executions": executions, "streams": executions * each})
         crowd = Crowd(watching.url, cluster.keys["local"])
         of = [[crowd.add(execution_id) for _ in range(each)] for execution_id in ids]
         before_kib, before = _rss_kib(api), connections()
@@ -137,6 +146,11 @@ async def measure(cluster: Cluster, executions: int, each: int) -> dict[str, Any
         found["opened_s"] = round(time.monotonic() - began_s, 1)
         found["kib_per_stream"] = round((_rss_kib(api) - before_kib) / len(crowd.readers), 1)
         found["redis_connections"] = [before, connections()]
+
+        _say(f"nothing for {QUIET_S:g} s, but two heartbeats")
+        spent_s = cpu_s(api)
+        await asyncio.sleep(QUIET_S)
+        found["quiet_cpu_share"] = round((cpu_s(api) - spent_s) / QUIET_S, 2)
 
         _say(f"{PER_S} deliveries a second")
         late_ms: list[float] = []
@@ -187,7 +201,7 @@ def _rss_kib(pid: int) -> int:
 
 
 def _say(text: str) -> None:
-    print(f"{text} ...", file=sys.stderr, flush=True)
+    print(text, file=sys.stderr, flush=True)
 
 
 def table(figures: Mapping[str, Any]) -> str:

@@ -37,6 +37,17 @@ class Part(ABC):
         self.log = folder / "log"
         self._process: subprocess.Popen[bytes] | None = None
 
+    @property
+    def name(self) -> str:
+        """What the part is called."""
+        return type(self).__name__.lower()
+
+    @property
+    def pid(self) -> int:
+        """The process, which is to be running."""
+        assert self._process is not None
+        return self._process.pid
+
     @abstractmethod
     def command(self) -> tuple[Sequence[str | Path], Mapping[str, str]]:
         """Return the command that serves in the foreground, and its environment.  Raises: Unobtainable."""

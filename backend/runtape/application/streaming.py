@@ -34,7 +34,7 @@ from runtape.domain.events import (
 )
 from runtape.domain.execution import Execution, Lifecycle
 from runtape.domain.ids import ExecutionId
-from runtape.domain.outcome import OUTPUT_LOST
+from runtape.domain.outcome import OUTPUT_LOST, Status
 from runtape.ports.admission import AdmissionQueue
 from runtape.ports.clock import Clock
 from runtape.ports.live import FeedClosed, LifecycleNudge, LiveFeed, Nudge, OutputNudge, Subscription
@@ -259,7 +259,7 @@ class ExecutionStream:
             yield batch
         async for page in self._records(execution, execution.attempt):
             yield page
-        place = await self._queue.place(execution.id)
+        place = await self._queue.place(execution.id) if execution.status is Status.QUEUED else None
         if place is not None:
             yield [
                 Frame(

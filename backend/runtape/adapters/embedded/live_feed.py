@@ -13,7 +13,7 @@ class InProcessLiveFeed:
     """`LiveFeed` for readers in this process."""
 
     def __init__(self) -> None:
-        self._subscriptions: dict[Watched, list[InProcessSubscription]] = {}
+        self._subscriptions: dict[Watched, dict[InProcessSubscription, None]] = {}
         self._closed = False
 
     def publish(self, watched_id: Watched, nudge: Nudge) -> None:
@@ -33,7 +33,7 @@ class InProcessLiveFeed:
         if self._closed:
             subscription.end(FeedClosed)
         else:
-            self._subscriptions.setdefault(watched_id, []).append(subscription)
+            self._subscriptions.setdefault(watched_id, {})[subscription] = None
         return subscription
 
     def forget(self, subscription: "InProcessSubscription") -> None:
@@ -41,7 +41,7 @@ class InProcessLiveFeed:
         readers = self._subscriptions.get(subscription.watched_id)
         if readers is None or subscription not in readers:
             return
-        readers.remove(subscription)
+        del readers[subscription]
         if not readers:
             del self._subscriptions[subscription.watched_id]
 

@@ -31,6 +31,7 @@ from runtape.adapters.mongo.indexes import EXECUTIONS, IDEMPOTENCY, NOTIFICATION
 from runtape.adapters.mongo.messages import told
 from runtape.adapters.mongo.notifications import insert_notifications
 from runtape.adapters.mongo.tape import of_execution
+from runtape.adapters.mongo.together import Together
 from runtape.application.relaying import key_of
 from runtape.domain.execution import LEASE_GRACE, Execution
 from runtape.domain.ids import ExecutionId, UserId
@@ -61,11 +62,15 @@ class MongoExecutionStore:
         self._tapes = store[TAPES]
         self._notifications = store[NOTIFICATIONS]
         self._events = events
+        self._together = Together(self._fetch)
 
     async def get(self, execution_id: ExecutionId) -> Execution | None:
+        return await self._together.get(execution_id)
+
+    async def _fetch(self, ids: Sequence[ExecutionId]) -> Mapping[ExecutionId, Execution]:
         with transient():
-            row = await self._rows.find_one({"_id": execution_id})
-        return _execution(row) if row else None
+            rows = await self._rows.find({"_id": {"$in": ids}}).to_list()
+        return {row["_id"]: _execution(row) for row in rows}
 
     async def by_idempotency_key(self, user_id: UserId, key: str) -> Execution | None:
         with transient():
@@ -166,11 +171,15 @@ class MongoSagaStore:
     def __init__(self, store: Store) -> None:
         self._rows = store[SAGAS]
         self._executions = store[EXECUTIONS]
+        self._together = Together(self._fetch)
 
     async def get(self, execution_id: ExecutionId) -> Saga | None:
+        return await self._together.get(execution_id)
+
+    async def _fetch(self, ids: Sequence[ExecutionId]) -> Mapping[ExecutionId, Saga]:
         with transient():
-            row = await self._rows.find_one({"_id": execution_id})
-        return _decode_saga(row["doc"]) if row else None
+            rows = await self._rows.find({"_id": {"$in": ids}}, {"doc": 1}).to_list()
+        return {row["_id"]: _decode_saga(row["doc"]) for row in rows}
 
     async def unfinished(self) -> AsyncIterator[Saga]:
         after = ""

@@ -1,8 +1,9 @@
 """Users, sessions and API keys in MongoDB: a JSON document each, beside the fields by which it is found."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from typing import TypeVar
 
 import msgspec
@@ -11,6 +12,7 @@ from pymongo.errors import DuplicateKeyError
 
 from runtape.adapters.mongo.connection import Row, Rows, Store, transient
 from runtape.adapters.mongo.indexes import API_KEYS, SESSIONS, USERS
+from runtape.adapters.mongo.together import Together
 from runtape.domain.identity import ApiKey, Session, User
 from runtape.domain.ids import ApiKeyId, SessionId, UserId
 from runtape.domain.times import microseconds
@@ -30,6 +32,8 @@ class MongoIdentityStore:
         self._users = store[USERS]
         self._sessions = store[SESSIONS]
         self._keys = store[API_KEYS]
+        self._sessions_by_digest = Together(partial(self._credentials, self._sessions, "token_sha256", _sessions))
+        self._keys_by_digest = Together(partial(self._credentials, self._keys, "key_sha256", _keys))
 
     async def has_users(self) -> bool:
         with transient():
@@ -71,7 +75,7 @@ class MongoIdentityStore:
             await self._sessions.update_one({"_id": session.id}, {"$setOnInsert": row}, upsert=True)
 
     async def session_by_digest(self, token_sha256: str) -> tuple[Session, User] | None:
-        return await self._credential(self._sessions, {"token_sha256": token_sha256}, _sessions)
+        return await self._sessions_by_digest.get(token_sha256)
 
     async def remove_session(self, session_id: SessionId) -> None:
         with transient():
@@ -92,7 +96,7 @@ class MongoIdentityStore:
             await self._keys.replace_one({"_id": key.id}, row, upsert=True)
 
     async def key_by_digest(self, key_sha256: str) -> tuple[ApiKey, User] | None:
-        return await self._credential(self._keys, {"key_sha256": key_sha256}, _keys)
+        return await self._keys_by_digest.get(key_sha256)
 
     async def keys_of(self, user_id: UserId) -> Sequence[ApiKey]:
         with transient():
@@ -106,15 +110,22 @@ class MongoIdentityStore:
         with transient():
             return (await self._keys.delete_one({"_id": key_id, "user_id": user_id})).deleted_count == 1
 
-    async def _credential(self, rows: Rows, where: Row, decoder: "msgspec.json.Decoder[T]") -> tuple[T, User] | None:
+    async def _credentials(
+        self, rows: Rows, name: str, decoder: "msgspec.json.Decoder[T]", digests: Sequence[str]
+    ) -> Mapping[str, tuple[T, User]]:
+        """Return what the digests, which stand in the field `name`, are digests of, each with its user."""
         with transient():
-            row = await rows.find_one(where, {"doc": 1})
-        if row is None:
-            return None
-        credential = decoder.decode(row["doc"])
-        with transient():
-            user = await self._users.find_one({"_id": credential.user_id})
-        return None if user is None else (credential, _user(user))
+            found = await rows.find({name: {"$in": digests}}, {name: 1, "doc": 1}).to_list()
+            credentials = {row[name]: decoder.decode(row["doc"]) for row in found}
+            if not credentials:
+                return {}
+            owners = {"_id": {"$in": list({credential.user_id for credential in credentials.values()})}}
+            users = {row["_id"]: _user(row) for row in await self._users.find(owners).to_list()}
+        return {
+            digest: (credential, users[credential.user_id])
+            for digest, credential in credentials.items()
+            if credential.user_id in users
+        }
 
 
 def _user(row: Row) -> User:

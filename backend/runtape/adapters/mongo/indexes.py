@@ -46,7 +46,10 @@ INDEXES: Mapping[str, Sequence[IndexModel]] = {
         IndexModel([("told_us", ASCENDING)], name="outbox", partialFilterExpression=_there("told_us")),
         IndexModel([("unfinished", ASCENDING), ("_id", ASCENDING)], name="unfinished"),
     ),
-    TAPES: (IndexModel([("tape", ASCENDING), ("page", ASCENDING)], name="pages"),),
+    TAPES: (
+        # Of two pages that end in the same record the second seals the tape.
+        IndexModel([("tape", ASCENDING), ("last_seq", ASCENDING), ("page", ASCENDING)], name="records"),
+    ),
     BLOBS: (
         IndexModel([("created_us", ASCENDING), ("_id", ASCENDING)], name="by_age"),
         IndexModel([("parts", ASCENDING)], name="parts", partialFilterExpression=_there("parts")),

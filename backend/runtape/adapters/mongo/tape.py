@@ -11,7 +11,8 @@ The writer of a tape knows the number of its next page and does not ask.  An app
 it was carried out is done again under the same number, and finds its own records there.
 """
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 
 import msgspec
 from pymongo import ASCENDING, DESCENDING
@@ -19,6 +20,7 @@ from pymongo.errors import DuplicateKeyError
 
 from runtape.adapters.mongo.connection import Row, Store, transient
 from runtape.adapters.mongo.indexes import TAPES
+from runtape.adapters.mongo.together import Together
 from runtape.application.open_tapes import OpenTape, TapeDigest
 from runtape.domain.ids import ExecutionId
 from runtape.domain.tape import Record, Stream
@@ -28,9 +30,18 @@ from runtape.ports.stores import TapeSealed, TapeSummary
 PAGE_BYTES = 1 << 20
 """Records of one page are about so long together at most; a document of MongoDB ends at 16 MiB."""
 READ_PAGES = 16
+READS_AT_ONCE = 8
+"""Reads of different tapes side by side: what they hold together is in memory."""
 
 encode_records = msgspec.msgpack.Encoder().encode
 decode_records = msgspec.msgpack.Decoder(list[Record]).decode
+
+_FORWARDS = [("last_seq", ASCENDING), ("page", ASCENDING)]
+_BACKWARDS = [("last_seq", DESCENDING), ("page", DESCENDING)]
+"""The order of the pages, as the index has them."""
+
+_Read = tuple[PodKey, int, int]
+"""A tape, the record behind which it is read, and about how many bytes."""
 
 
 class MongoTapeStore:
@@ -38,6 +49,7 @@ class MongoTapeStore:
 
     def __init__(self, store: Store) -> None:
         self._pages = store[TAPES]
+        self._reads = Together(self._fetch)
         self._open: dict[PodKey, OpenTape] = {}
         self._next_page: dict[PodKey, int] = {}
 
@@ -71,11 +83,12 @@ class MongoTapeStore:
     async def _end(self, key: PodKey) -> tuple[int, int]:
         """Return the number of the next page, and the last record before it."""
         tape = self._open.get(key)
-        if tape is not None and key in self._next_page:
-            return self._next_page[key], tape.last_seq
+        if tape is not None:
+            # Nobody else writes it: should there be a page for all that, this one meets it.
+            return self._next_page.get(key, 0), tape.last_seq
         with transient():
             last = await self._pages.find_one(
-                {"tape": _name(key)}, {"page": 1, "last_seq": 1, "sealed": 1}, sort=[("page", DESCENDING)]
+                {"tape": _name(key)}, {"page": 1, "last_seq": 1, "sealed": 1}, sort=_BACKWARDS
             )
         if last is None:
             return 0, 0
@@ -108,6 +121,30 @@ class MongoTapeStore:
         return None
 
     async def read(self, key: PodKey, after_seq: int, limit_bytes: int) -> Sequence[Record]:
+        return await self._reads.get((key, after_seq, limit_bytes)) or ()
+
+    async def _fetch(self, reads: Sequence[_Read]) -> Mapping[_Read, Sequence[Record]]:
+        if len(reads) > 1:
+            # Most of those who look again find nothing new.
+            ends = await self._ends({key for key, _, _ in reads})
+            reads = [each for each in reads if ends.get(_name(each[0]), 0) > each[1]]
+        found: dict[_Read, Sequence[Record]] = {}
+        for start in range(0, len(reads), READS_AT_ONCE):
+            some = reads[start : start + READS_AT_ONCE]
+            found |= zip(some, await asyncio.gather(*(self._read(*each) for each in some)), strict=True)
+        return found
+
+    async def _ends(self, keys: Collection[PodKey]) -> Mapping[str, int]:
+        """Return the number of the last record of each tape, by its name."""
+        stages: list[Row] = [
+            {"$match": {"tape": {"$in": [_name(key) for key in keys]}}},
+            {"$sort": {"tape": DESCENDING, "last_seq": DESCENDING}},
+            {"$group": {"_id": "$tape", "last_seq": {"$first": "$last_seq"}}},
+        ]
+        with transient():
+            return {row["_id"]: row["last_seq"] async for row in await self._pages.aggregate(stages)}
+
+    async def _read(self, key: PodKey, after_seq: int, limit_bytes: int) -> Sequence[Record]:
         found: list[Record] = []
         size = 0
         async for record in self._records(key, after_seq):
@@ -123,7 +160,7 @@ class MongoTapeStore:
             with transient():
                 rows = (
                     await self._pages.find({"tape": _name(key), "last_seq": {"$gt": after_seq}, **(where or {})})
-                    .sort("page", ASCENDING)
+                    .sort(_FORWARDS)
                     .limit(READ_PAGES)
                     .to_list()
                 )
@@ -167,7 +204,7 @@ class MongoTapeStore:
         while True:
             with transient():
                 last = await self._pages.find_one(
-                    {"tape": name}, {"page": 1, "last_seq": 1, "sealed": 1}, sort=[("page", DESCENDING)]
+                    {"tape": name}, {"page": 1, "last_seq": 1, "sealed": 1}, sort=_BACKWARDS
                 )
             if last is not None and last.get("sealed"):
                 return await self._stored_summary(key)
@@ -198,16 +235,17 @@ class MongoTapeStore:
         fields = {"first_seq": 1, "last_seq": 1, "count": 1}
         with transient():
             pages = self._pages.find({"tape": _name(key), "first_seq": {"$lte": seq}}, fields)
-            async for page in pages.sort("page", ASCENDING):
+            async for page in pages.sort(_FORWARDS):
                 if page["first_seq"] != last_seq + 1:
                     return False
                 if page["count"] != page["last_seq"] - last_seq:  # a hole within it
                     break
                 last_seq = page["last_seq"]
-        async for record in self._records(key, last_seq):
-            if last_seq >= seq or record.seq != last_seq + 1:
-                break
-            last_seq = record.seq
+        if last_seq < seq:
+            async for record in self._records(key, last_seq):
+                if last_seq >= seq or record.seq != last_seq + 1:
+                    break
+                last_seq = record.seq
         return last_seq >= seq
 
     async def close_tape(self, key: PodKey) -> None:
