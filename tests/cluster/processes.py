@@ -160,7 +160,7 @@ class Cluster:
     @property
     def store(self) -> StoreView:
         """What the processes have written."""
-        return MongoView(self.mongo.url)
+        return MongoView(self.mongo.direct_url)
 
     def client(self, key: str | None = "local") -> Client:
         """Return a client with `key`, by default the admin's; None: without credentials."""
@@ -198,7 +198,7 @@ class Cluster:
             "RUNTAPE_PROFILE": "cluster",
             "RUNTAPE_KAFKA__BOOTSTRAP": self.kafka.bootstrap,
             "RUNTAPE_REGISTRY__URL": self.registry.url,
-            "RUNTAPE_MONGO__URL": self.mongo.url,
+            "RUNTAPE_MONGO__URL": self.mongo.direct_url,
             "RUNTAPE_REDIS__URL": self.redis.url,
             "RUNTAPE_WORKER__PORT": "0",
             "RUNTAPE_WORKER__DRAIN_S": "5",

