@@ -25,10 +25,10 @@ PRINTING = "import os\nfor n in range({records}): os.write(1, b'%07d\\n' % {numb
 
 @pytest.fixture
 def mounted(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 MiB, of which the store's log takes the half."""
+    """A file system of 128 MiB, of which the store's log takes a quarter, and what is in it has room beside it."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m,mode=0700", "tmpfs", folder], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128m,mode=0700", "tmpfs", folder], check=True)
     yield folder
     subprocess.run(["umount", folder], check=True)
 
