@@ -289,6 +289,27 @@ class TestSchedule:
         await office.let_time_pass(10)
         assert office.calls["k", 1] == 3
 
+    async def test_what_a_clock_that_was_ahead_has_tried_again_is_retried_once_that_is_right(
+        self, office: Office
+    ) -> None:
+        await a_line(office)
+        office.clock.jump(3600)
+        await office.let_time_pass(0)
+        office.clock.jump(-3600)
+        (first, *_) = await office.letters()
+        assert (first.first_at, first.last_at) == (START, START + timedelta(hours=1))
+        office.broken.clear()
+        await office.let_time_pass(0)
+        assert office.applied == [("k", 1), ("k", 2), ("k", 3)]
+
+    async def test_a_policy_may_put_off_a_retry_for_longer_than_clocks_are_ahead(self, office: Office) -> None:
+        await office.dead_letters.set_policy(POD_COMMANDS, replace(FIXED, base_delay_s=86_400))
+        await a_line(office)
+        await office.let_time_pass(3600)
+        assert office.calls["k", 1] == 1
+        await office.let_time_pass(86_400 - 3600)
+        assert office.calls["k", 1] == 2
+
     async def test_manual_takes_off_what_is_scheduled_and_leaves_lines_moving(self, office: Office) -> None:
         first, *_ = await a_line(office)
         await office.dead_letters.set_policy(POD_COMMANDS, replace(FIXED, strategy=Strategy.MANUAL))
@@ -447,6 +468,15 @@ class TestOtherProcesses:
         await office.let_time_pass(0)
         assert office.applied == [("k", 1), ("k", 2), ("k", 3)]
         assert (await other.retry(first.id, "admin")).status == "retried"
+
+    async def test_what_is_asked_for_by_a_clock_that_is_ahead_is_retried_now(self, office: Office) -> None:
+        (first,) = await a_line(office, behind=0)
+        office.broken.clear()
+        office.clock.jump(3600)
+        await self.other(office).retry(first.id, "admin")
+        office.clock.jump(-3600)
+        await office.let_time_pass(0)
+        assert office.applied == [("k", 1)]
 
     async def test_a_process_without_others_says_that_nobody_consumes_it(self, office: Office) -> None:
         first, *_ = await a_line(office)

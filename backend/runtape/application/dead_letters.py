@@ -28,7 +28,7 @@ import contextlib
 import hashlib
 import traceback
 from collections.abc import Awaitable, Callable, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import PurePath
 from typing import Protocol, TypeVar
@@ -46,6 +46,7 @@ from runtape.domain.dead_letter import (
     LetterStatus,
     RetryPolicy,
     Strategy,
+    ask_for,
     bury,
     failed_again,
     give_up,
@@ -67,7 +68,10 @@ LONGEST_WAIT_S = 60.0
 """How long the schedule sleeps at most while something is on it: the clock may jump."""
 
 AHEAD = timedelta(seconds=60)
-"""By how much the clock of another process may be ahead of this one's and be right."""
+"""By how much the clock of another process may be ahead of this one's and be right.
+
+A letter that was tried later than that was put off by a clock that was ahead, and is due now.
+"""
 
 PAUSE_S = 1.0
 """How long a retry that could not even be counted is left alone."""
@@ -172,7 +176,7 @@ class DeadLetters:
         """Run the handler on the original bytes, once, and return the letter as it stands then.
 
         One that was retried before is returned as it is.  `by` is None for the schedule, which retries only what is
-        due.  A letter of a group that other processes consume is put on their schedule for now.
+        due.  A letter of a group that other processes consume is put on their schedule, to be tried at once.
         Raises: NotFound, DeadLetterResolved, DeadLetterBlocked, Transient.
         """
         letter = await self.get(letter_id)
@@ -189,7 +193,7 @@ class DeadLetters:
         if letter.status is LetterStatus.DISCARDED:
             raise DeadLetterResolved(f"dead letter {letter.id} was discarded")
         await self._check_first(letter)
-        asked = replace(letter, status=LetterStatus.SCHEDULED, next_retry_at=self._clock.now())
+        asked = ask_for(letter)
         if not await self._store.replace(letter, asked):
             raise Transient(f"dead letter {letter.id} was changed by somebody else")
         return asked
@@ -263,20 +267,12 @@ class DeadLetters:
         """Begin to retry what is due, and return in how many seconds more may be; None: not before something fails."""
         now = self._clock.now()
         groups = sorted(self._consumers)
-        await self._bring_forward(now)
-        for letter in await self._store.due(groups, now, PAGE):
+        for letter in await self._store.due(groups, now, PAGE, now + AHEAD):
             if letter.id not in self._retrying:
                 self._retrying.add(letter.id)
                 self._tasks.spawn(self._retry_by_schedule(letter.id), f"{letter.group}.retry")
         upcoming = await self._store.next_retry_at(groups, now)
         return None if upcoming is None else min((upcoming - now).total_seconds(), LONGEST_WAIT_S)
-
-    async def _bring_forward(self, now: datetime) -> None:
-        """Let those be due that died in the future: a clock that was ahead has put off their retries with them."""
-        where = DeadLetterFilter(statuses=frozenset((LetterStatus.SCHEDULED,)), from_=now + AHEAD)
-        for letter in await self._store.oldest(where, PAGE):
-            if letter.group in self._consumers and letter.last_at > now + AHEAD:
-                await self._store.replace(letter, replace(letter, last_at=now, next_retry_at=now))
 
     async def _retry_by_schedule(self, letter_id: DeadLetterId) -> None:
         try:
@@ -376,4 +372,5 @@ def stack_digest(error: BaseException) -> str:
 
 
 def _due(letter: DeadLetter, now: datetime) -> bool:
-    return letter.next_retry_at is not None and letter.next_retry_at <= now
+    """Whether its time has come, or a clock that was ahead has put that off."""
+    return letter.next_retry_at is not None and (letter.next_retry_at <= now or letter.last_at > now + AHEAD)

@@ -199,6 +199,11 @@ def try_again(letter: DeadLetter, policy: RetryPolicy, at: datetime) -> DeadLett
     return _scheduled(tried, policy, at)
 
 
+def ask_for(letter: DeadLetter) -> DeadLetter:
+    """Return the letter on the schedule of whoever handles it, for a time that has passed by the clocks of all."""
+    return replace(letter, status=LetterStatus.SCHEDULED, next_retry_at=letter.last_at)
+
+
 def give_up(letter: DeadLetter) -> DeadLetter:
     """Return the letter without a schedule: an administrator has to decide."""
     return replace(letter, status=LetterStatus.PENDING, next_retry_at=None)

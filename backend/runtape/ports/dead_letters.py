@@ -7,6 +7,7 @@ from typing import Protocol
 
 from runtape.domain.dead_letter import DeadLetter, FailureKind, LetterStatus, RetryPolicy
 from runtape.domain.ids import DeadLetterId
+from runtape.ports.stores import NEVER
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +58,7 @@ class DeadLetterStore(Protocol):
 
         Idempotent: a letter of the same group and place in the log, or an open one of the same group, key and
         message id (a message that is published twice is the same message), is returned as it stands instead.  One that
-        is only parked and finds its line empty is scheduled at once: nothing before it would ever do that.
+        is only parked and finds its line empty is scheduled for its ``first_at``: nothing before it would ever do that.
         """
         ...
 
@@ -78,7 +79,8 @@ class DeadLetterStore(Protocol):
     ) -> int | None:
         """Close an open letter and return how many are left in its line; None when it was not open.
 
-        In the same write the letter that is first now is scheduled for `at` unless it has been tried before.
+        In the same write the letter that is first now is scheduled unless it has been tried before: for its
+        ``first_at``, which has passed, so that it is due at once whatever the clocks of other processes say.
         """
         ...
 
@@ -86,8 +88,15 @@ class DeadLetterStore(Protocol):
         """Yield group and key of every line, once each."""
         ...
 
-    async def due(self, groups: Collection[str], before: datetime, limit: int) -> Sequence[DeadLetter]:
-        """Return scheduled letters of `groups` whose time has come, the longest overdue first."""
+    async def due(
+        self, groups: Collection[str], before: datetime, limit: int, beyond: datetime = NEVER
+    ) -> Sequence[DeadLetter]:
+        """Return scheduled letters of `groups` whose time has come, the longest overdue first.
+
+        After them come those whose ``last_at`` is later than `beyond`, which no clock that is right can have written.
+        What comes next was reckoned from there, and a policy may put it off by days: the time of the next retry alone
+        does not tell the two apart.
+        """
         ...
 
     async def next_retry_at(self, groups: Collection[str], after: datetime) -> datetime | None:

@@ -141,7 +141,7 @@ class DeadLetterStoreContract(StoresBasic):
         assert (closed.status, closed.resolved_at, closed.next_retry_at, closed.open) == (RETRIED, at, None, False)
         assert await store.resolve(first.id, DISCARDED, at, "admin", "again") is None
         now_first = await store.first("g", "k")
-        assert now_first == replace(second, status=LetterStatus.SCHEDULED, next_retry_at=at)
+        assert now_first == replace(second, status=LetterStatus.SCHEDULED, next_retry_at=second.first_at)
         assert await store.resolve(second.id, DISCARDED, at, "admin", "why") == 1
         discarded = await store.get(second.id)
         assert discarded is not None
@@ -199,6 +199,30 @@ class DeadLetterStoreContract(StoresBasic):
         assert await store.next_retry_at([], START) is None
         await store.resolve(letters[4].id, RETRIED, START, None, None)
         assert await store.next_retry_at(["g"], START) == START + seconds(7)
+
+    async def test_what_was_tried_too_late_to_be_right_is_due_last(self, store: DeadLetterStore) -> None:
+        days = replace(POLICY, base_delay_s=2 * 86_400)
+        slow, ahead, overdue, tried, *_ = await append(
+            store,
+            a_letter(1, "1", at=30),
+            a_letter(2, "2", at=9000),
+            a_letter(3, "3", at=-20),
+            a_letter(4, "4", at=-60),
+            a_letter(5, "5", group="h", at=9000),
+        )
+        assert await store.replace(slow, try_again(slow, days, START + seconds(60)))
+        assert await store.replace(tried, try_again(tried, POLICY, START + seconds(8000)))
+        now, beyond = START, START + seconds(60)
+        assert [each.id for each in await store.due(["g"], now, 10, beyond)] == [overdue.id, tried.id, ahead.id]
+        assert [each.id for each in await store.due(["g"], now, 2, beyond)] == [overdue.id, tried.id]
+        assert [each.id for each in await store.due(["g"], now, 10)] == [overdue.id]
+        await store.resolve(ahead.id, RETRIED, START, None, None)
+        assert [each.id for each in await store.due(["g"], now, 10, beyond)] == [overdue.id, tried.id]
+
+    async def test_who_is_next_is_due_even_if_a_clock_that_was_ahead_made_room(self, store: DeadLetterStore) -> None:
+        first, second = await append(store, a_letter(1), behind(2, at=1))
+        assert await store.resolve(first.id, RETRIED, START + seconds(9000), None, None) == 1
+        assert [each.id for each in await store.due(["g"], START + seconds(1), 10)] == [second.id]
 
     async def test_conditions_of_a_filter_hold_together(self, store: DeadLetterStore) -> None:
         letters = await append(

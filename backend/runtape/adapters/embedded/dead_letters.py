@@ -12,6 +12,7 @@ from runtape.adapters.embedded.database import Database
 from runtape.domain.dead_letter import DeadLetter, FailureKind, LetterStatus, RawMessage, RetryPolicy
 from runtape.domain.ids import DeadLetterId, EventId
 from runtape.ports.dead_letters import DeadLetterCount, DeadLetterFilter
+from runtape.ports.stores import NEVER
 
 _encode = msgspec.json.Encoder().encode
 _decode_headers = msgspec.json.Decoder(dict[str, str]).decode
@@ -115,8 +116,6 @@ class SqliteDeadLetterStore:
     async def resolve(
         self, letter_id: DeadLetterId, status: LetterStatus, at: datetime, by: str | None, reason: str | None
     ) -> int | None:
-        now = at.timestamp()
-
         def work(c: sqlite3.Connection) -> int | None:
             line = c.execute(
                 f"select consumer_group, key from dead_letter where id = ? and {_OPEN}", (int(letter_id),)
@@ -126,14 +125,14 @@ class SqliteDeadLetterStore:
             c.execute(
                 "update dead_letter set status = ?, next_retry_at = null, resolved_at = ?, resolved_by = ?, reason = ?"
                 " where id = ?",
-                (status, now, by, reason, int(letter_id)),
+                (status, at.timestamp(), by, reason, int(letter_id)),
             )
             first = c.execute(_FIRST, line).fetchone()
             if first is not None:
                 c.execute(
-                    "update dead_letter set status = 'scheduled', next_retry_at = ?"
+                    "update dead_letter set status = 'scheduled', next_retry_at = first_at"
                     " where id = ? and failure = 'parked' and retries = 0",
-                    (now, first[0]),
+                    first[:1],
                 )
             (left,) = c.execute(
                 f"select count(*) from dead_letter where consumer_group = ? and key = ? and {_OPEN}", line
@@ -158,11 +157,13 @@ class SqliteDeadLetterStore:
                 return
             after = found[-1]
 
-    async def due(self, groups: Collection[str], before: datetime, limit: int) -> Sequence[DeadLetter]:
+    async def due(
+        self, groups: Collection[str], before: datetime, limit: int, beyond: datetime = NEVER
+    ) -> Sequence[DeadLetter]:
         return await self._many(
-            f"{_SELECT} where status = 'scheduled' and next_retry_at <= ? and {_among('consumer_group', groups)}"
-            " order by next_retry_at, id limit ?",
-            (before.timestamp(), *groups, limit),
+            f"{_SELECT} where status = 'scheduled' and (next_retry_at <= ? or last_at > ?)"
+            f" and {_among('consumer_group', groups)} order by next_retry_at, id limit ?",
+            (before.timestamp(), beyond.timestamp(), *groups, limit),
         )
 
     async def next_retry_at(self, groups: Collection[str], after: datetime) -> datetime | None:

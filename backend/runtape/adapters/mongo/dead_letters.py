@@ -31,10 +31,12 @@ from runtape.domain.ids import DeadLetterId, EventId
 from runtape.domain.times import microseconds, moment
 from runtape.ports.dead_letters import DeadLetterCount, DeadLetterFilter
 from runtape.ports.errors import Transient
+from runtape.ports.stores import NEVER
 
 PAGE = 500
 
 _ID = re.compile(r"[1-9][0-9]{0,17}\Z", re.ASCII)
+_SINCE = {"first_us": 1}
 _UNTRIED = {"failure": FailureKind.PARKED, "retries": 0, "open": True}
 _encode = msgspec.json.Encoder().encode
 _decode_policy = msgspec.json.Decoder(RetryPolicy).decode
@@ -63,7 +65,7 @@ class MongoDeadLetterStore:
                 raise Transient(f"the letter of {letter.group} was changed by somebody else") from error
             return known
         if letter.failure is FailureKind.PARKED:
-            await self._schedule_first(letter.group, letter.message.key, letter.first_at, number)
+            await self._schedule_first(letter.group, letter.message.key, number)
         stored = await self.get(DeadLetterId(str(number)))
         assert stored is not None, "nobody removes an open letter"
         return stored
@@ -89,18 +91,18 @@ class MongoDeadLetterStore:
         assert row is not None, "it is made when it is not there"
         return row["value"]
 
-    async def _schedule_first(self, group: str, key: str, at: datetime, only: int | None = None) -> None:
+    async def _schedule_first(self, group: str, key: str, only: int | None = None) -> None:
         """Schedule the first of a line unless it has been tried; when `only` is given, that one and no other."""
         with transient():
-            first = await self._letters.find_one(_line(group, key), {"_id": 1}, sort=[("_id", ASCENDING)])
+            first = await self._letters.find_one(_line(group, key), _SINCE, sort=[("_id", ASCENDING)])
         if first is not None and only in (None, first["_id"]):
-            await self._schedule(first["_id"], at)
+            await self._schedule(first)
 
-    async def _schedule(self, number: int, at: datetime) -> None:
-        scheduled = {"status": LetterStatus.SCHEDULED, "next_retry_us": microseconds(at)}
+    async def _schedule(self, row: Row) -> None:
+        scheduled = {"status": LetterStatus.SCHEDULED, "next_retry_us": row["first_us"]}
         with transient():
             await self._letters.update_one(
-                {"_id": number, "status": LetterStatus.PENDING, **_UNTRIED}, {"$set": scheduled}
+                {"_id": row["_id"], "status": LetterStatus.PENDING, **_UNTRIED}, {"$set": scheduled}
             )
 
     async def get(self, letter_id: DeadLetterId) -> DeadLetter | None:
@@ -142,10 +144,10 @@ class MongoDeadLetterStore:
             return None
         line = _line(letter.group, letter.message.key)
         with transient():
-            others = self._letters.find({**line, "_id": {"$ne": number}}, {"_id": 1}).sort("_id", ASCENDING)
+            others = self._letters.find({**line, "_id": {"$ne": number}}, _SINCE).sort("_id", ASCENDING)
             following = await others.limit(1).to_list()
         if following:
-            await self._schedule(following[0]["_id"], at)
+            await self._schedule(following[0])
         closed = {"status": status, "resolved_us": microseconds(at), "resolved_by": by, "reason": reason}
         with transient():
             done = await self._letters.update_one(
@@ -153,7 +155,7 @@ class MongoDeadLetterStore:
             )
         if done.matched_count != 1:
             return None
-        await self._schedule_first(letter.group, letter.message.key, at)
+        await self._schedule_first(letter.group, letter.message.key)
         with transient():
             return await self._letters.count_documents(line)
 
@@ -174,12 +176,17 @@ class MongoDeadLetterStore:
             if len(rows) < PAGE:
                 return
 
-    async def due(self, groups: Collection[str], before: datetime, limit: int) -> Sequence[DeadLetter]:
-        where = _scheduled(groups, {"$lte": microseconds(before)})
+    async def due(
+        self, groups: Collection[str], before: datetime, limit: int, beyond: datetime = NEVER
+    ) -> Sequence[DeadLetter]:
+        later = {"$gt": microseconds(beyond)}
+        # What was tried later is due later too: where that is said, an index of what is scheduled finds either branch.
+        due = [{"next_retry_us": {"$lte": microseconds(before)}}, {"next_retry_us": later, "last_us": later}]
+        where = {**_scheduled(groups), "$or": due}
         return await self._many(where, [("next_retry_us", ASCENDING), ("_id", ASCENDING)], limit)
 
     async def next_retry_at(self, groups: Collection[str], after: datetime) -> datetime | None:
-        where = _scheduled(groups, {"$gt": microseconds(after)})
+        where = {**_scheduled(groups), "next_retry_us": {"$gt": microseconds(after)}}
         found = await self._many(where, [("next_retry_us", ASCENDING)], 1)
         return found[0].next_retry_at if found else None
 
@@ -248,8 +255,8 @@ def _line(group: str, key: str) -> Row:
     return {"consumer_group": group, "key": key, "open": True}
 
 
-def _scheduled(groups: Collection[str], when: Row) -> Row:
-    return {"status": LetterStatus.SCHEDULED, "consumer_group": {"$in": sorted(groups)}, "next_retry_us": when}
+def _scheduled(groups: Collection[str]) -> Row:
+    return {"status": LetterStatus.SCHEDULED, "consumer_group": {"$in": sorted(groups)}}
 
 
 def _condition(where: DeadLetterFilter) -> Row:

@@ -100,6 +100,7 @@ INDEXES: Mapping[str, Sequence[IndexModel]] = {
             partialFilterExpression=_there("open"),
         ),
         IndexModel([("next_retry_us", ASCENDING)], name="retry", partialFilterExpression=_there("next_retry_us")),
+        IndexModel([("last_us", ASCENDING)], name="tried", partialFilterExpression=_there("next_retry_us")),
         IndexModel([("resolved_us", ASCENDING)], name="by_age", partialFilterExpression=_there("resolved_us")),
     ),
     NOTIFICATIONS: (
