@@ -478,6 +478,16 @@ class TestOtherProcesses:
         await office.let_time_pass(0)
         assert office.applied == [("k", 1)]
 
+    async def test_what_is_asked_for_is_tried_although_nothing_is_retried_by_itself(self, office: Office) -> None:
+        await office.dead_letters.set_policy(POD_COMMANDS, replace(FIXED, strategy=Strategy.MANUAL))
+        (first,) = await a_line(office, behind=0)
+        assert first.status is LetterStatus.PENDING
+        for calls in (2, 3):
+            await self.other(office).retry(first.id, "admin")
+            await office.let_time_pass(0)
+            assert office.calls["k", 1] == calls
+        assert (await office.dead_letters.get(first.id)).status is LetterStatus.PENDING
+
     async def test_a_process_without_others_says_that_nobody_consumes_it(self, office: Office) -> None:
         first, *_ = await a_line(office)
         alone = DeadLetters(store=office.inner, event_log=office.log, clock=office.clock, tasks=office.tasks)

@@ -293,7 +293,7 @@ class DeadLetters:
             raise DeadLetterResolved(f"dead letter {letter_id} was discarded")
         await self._check_first(letter)
         policy = await self.policy(letter.message.topic)
-        if by is None and policy.strategy is Strategy.MANUAL and letter.failure is not FailureKind.PARKED:
+        if by is None and policy.strategy is Strategy.MANUAL and not letter.at_once:
             await self._store.replace(letter, give_up(letter))
             return give_up(letter)
         tried = try_again(letter, policy, now)

@@ -110,6 +110,14 @@ class DeadLetter:
         """Whether it keeps its key parked."""
         return self.status in OPEN
 
+    @property
+    def at_once(self) -> bool:
+        """Whether it is to be tried whatever its policy says: its turn has come, or somebody asked for it.
+
+        It is scheduled for a time that has passed: by the clocks of all processes, also where one of them is ahead.
+        """
+        return self.next_retry_at is not None and self.next_retry_at <= self.last_at
+
 
 class Strategy(StrEnum):
     """How the time until the next retry grows."""
@@ -200,7 +208,7 @@ def try_again(letter: DeadLetter, policy: RetryPolicy, at: datetime) -> DeadLett
 
 
 def ask_for(letter: DeadLetter) -> DeadLetter:
-    """Return the letter on the schedule of whoever handles it, for a time that has passed by the clocks of all."""
+    """Return the letter on the schedule of whoever handles it, to be tried at once."""
     return replace(letter, status=LetterStatus.SCHEDULED, next_retry_at=letter.last_at)
 
 
