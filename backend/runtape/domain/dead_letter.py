@@ -21,8 +21,8 @@ NO_HEADERS: Mapping[str, str] = {}
 class RawMessage:
     """A message as the log holds it, whether or not anybody can decode it.
 
-    ``offset`` counts within the partition.  ``headers`` has what was found of ``correlation_id``, ``traceparent`` and
-    ``causation_id``.
+    ``offset`` counts within the partition.  ``headers`` has what was found of ``correlation_id``, ``traceparent``,
+    ``causation_id`` and ``schema``, the fingerprint of the schema that ``body`` was written with.
     """
 
     topic: str

@@ -1,6 +1,7 @@
 """The schemas in a real registry: registered once, refused when they do not fit, known while it is gone."""
 
 import asyncio
+import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -8,7 +9,8 @@ from pathlib import Path
 import pytest
 from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
 
-from runtape.adapters.kafka.codec import AvroCodec
+from runtape.adapters.kafka.codec import AvroCodec, schema_of
+from runtape.adapters.kafka.headers import SCHEMA, headers_of, of_message
 from runtape.adapters.kafka.registry import SchemaRegistryManager
 from runtape.domain.events import MESSAGE_TYPES
 from runtape.ports.errors import Permanent, Poison, Transient
@@ -67,7 +69,7 @@ async def test_what_is_known_is_read_without_the_registry_and_what_is_not_waits_
     await known.register()
     (message,) = commands("e")
     body = AvroCodec(known).encode(message)
-    part.stop()
+    part.kill()
     assert await AvroCodec(known).decode("pod.create", body) == message
     with pytest.raises(Transient):
         await AvroCodec(stranger).decode("pod.create", body)
@@ -76,3 +78,26 @@ async def test_what_is_known_is_read_without_the_registry_and_what_is_not_waits_
     part.start()
     assert await AvroCodec(stranger).decode("pod.create", body) == message
     part.stop()
+
+
+async def test_a_message_stays_what_it_was_when_its_id_is_given_to_another_version_of_its_schema(
+    manager: Manager, registry_part: Registry, tmp_path: Path
+) -> None:
+    writer = manager(registry_part)
+    await writer.register()
+    wanted = writer.id_of("PodCreate")
+    (message,) = commands("e")
+    body, written_with = AvroCodec(writer).encode(message), headers_of(of_message(message))[SCHEMA]
+    emptied = Registry(tmp_path).start()
+    with SchemaRegistryClient({"url": emptied.url}) as client:
+        for number in range(1, wanted + 1):
+            fields = [{"name": f"mood_{number}", "type": "string"}, *schema_of("PodCreate")["fields"]]
+            other = Schema(json.dumps({"type": "record", "name": "runtape.PodCreate", "fields": fields}), "AVRO")
+            assert await asyncio.to_thread(client.register_schema, f"other.{number}", other) == number
+    reader = manager(emptied)
+    await reader.register()
+    assert reader.id_of("PodCreate") != wanted
+    with pytest.raises(Poison):
+        await AvroCodec(reader).decode(message.type, body)
+    assert await AvroCodec(reader).decode(message.type, body, written_with) == message
+    emptied.stop()

@@ -304,8 +304,8 @@ class EventLogContract(StoresBasic):
         assert plain is not None
         assert (raw.topic, raw.partition, raw.key, raw.type) == (POD_COMMANDS, 0, "e", "pod.create")
         assert raw.offset == reader.deliveries[0].offset
-        assert raw.headers == {"correlation_id": "request-1", "traceparent": "00-trace", "causation_id": "e.1"}
-        assert plain.headers == {}
+        told = [{name: value for name, value in each.headers.items() if name != "schema"} for each in (raw, plain)]
+        assert told == [{"correlation_id": "request-1", "traceparent": "00-trace", "causation_id": "e.1"}, {}]
         assert await stores.log.decode(raw) == origin
         await reader.stop()
 

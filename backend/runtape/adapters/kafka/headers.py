@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 
+from runtape.adapters.kafka.codec import fingerprint_of
 from runtape.domain.events import Message
 
 TYPE = "type"
+SCHEMA = "schema"
+"""The fingerprint of the schema that the body was written with."""
 REPLAYED_BY = "replayed_by"
 CORRELATION, TRACEPARENT, CAUSATION = "correlation_id", "traceparent", "causation_id"
 
@@ -13,7 +16,7 @@ Headers = Sequence[tuple[str, bytes]]
 
 def of_message(message: Message) -> Headers:
     """Return the headers of a message that is published for the first time."""
-    found = {TYPE: message.type}
+    found = {TYPE: message.type, SCHEMA: fingerprint_of(type(message).__name__)}
     if message.correlation is not None:
         found |= {CORRELATION: message.correlation.id, TRACEPARENT: message.correlation.traceparent}
     if message.causation_id is not None:
@@ -30,6 +33,6 @@ def header(headers: Headers, name: str) -> str | None:
 
 
 def headers_of(headers: Headers) -> Mapping[str, str]:
-    """Return what tells where a message comes from."""
-    found = {name: header(headers, name) for name in (CORRELATION, TRACEPARENT, CAUSATION)}
+    """Return what tells where a message comes from, and how to read it."""
+    found = {name: header(headers, name) for name in (CORRELATION, TRACEPARENT, CAUSATION, SCHEMA)}
     return {name: value for name, value in found.items() if value is not None}

@@ -26,7 +26,7 @@ from opentelemetry.metrics import CallbackOptions, Observation, get_meter
 
 from runtape.adapters.kafka.codec import AvroCodec
 from runtape.adapters.kafka.connection import unreachable
-from runtape.adapters.kafka.headers import REPLAYED_BY, TYPE, header, headers_of
+from runtape.adapters.kafka.headers import REPLAYED_BY, SCHEMA, TYPE, header, headers_of
 from runtape.adapters.kafka.offsets import Offsets
 from runtape.domain.dead_letter import RawMessage
 from runtape.domain.events import Message
@@ -314,7 +314,7 @@ def raw_message(record: "ConsumerRecord[bytes, bytes]", prefix: str) -> RawMessa
 
 async def decoded(codec: AvroCodec, raw: RawMessage) -> Message:
     """Return the message in `raw`.  Raises: Poison; Transient."""
-    message = await codec.decode(raw.type, raw.body)
+    message = await codec.decode(raw.type, raw.body, raw.headers.get(SCHEMA))
     if message.execution_id != raw.key:
         raise Poison(f"the key is {raw.key!r}, the message is of {message.execution_id!r}")
     if message.topic != raw.topic:
