@@ -1,18 +1,23 @@
 """What documents in MongoDB have yet to tell."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
-from pymongo import ASCENDING, WriteConcern
+from pymongo import ASCENDING, UpdateOne, WriteConcern
 
 from runtape.adapters.mongo.connection import Rows, Store, transient
 from runtape.adapters.mongo.indexes import EXECUTIONS, SAGAS
 from runtape.adapters.mongo.messages import message_of
+from runtape.adapters.mongo.together import Together
 from runtape.domain.events import Message
 from runtape.domain.ids import EventId, ExecutionId
 from runtape.ports.outbox import DocumentKey, DocumentKind, Waiting
 
 AT_ONCE = WriteConcern(w=1, j=False)
 """A removal that a crash takes back is done again, after its message was published again."""
+
+
+_Removal = tuple[DocumentKey, frozenset[EventId]]
+"""Which messages of a document were published."""
 
 
 class MongoOutbox:
@@ -23,6 +28,7 @@ class MongoOutbox:
             DocumentKind.EXECUTION: store.get_collection(EXECUTIONS, write_concern=AT_ONCE),
             DocumentKind.SAGA: store.get_collection(SAGAS, write_concern=AT_ONCE),
         }
+        self._removals = Together(self._remove)
 
     async def read(self, document: DocumentKey) -> Sequence[Message]:
         with transient():
@@ -30,16 +36,15 @@ class MongoOutbox:
         return [message_of(each) for each in (row or {}).get("outbox", ())]
 
     async def remove(self, document: DocumentKey, published: Collection[EventId]) -> None:
-        left = {"$filter": {"input": "$outbox", "cond": {"$not": [{"$in": ["$$this.id", list(published)]}]}}}
-        nothing = {"$eq": [{"$size": "$outbox"}, 0]}
-        with transient():
-            await self._rows[document.kind].update_one(
-                {"_id": document.id, "outbox.id": {"$in": list(published)}},
-                [
-                    {"$set": {"outbox": left}},
-                    {"$set": {name: {"$cond": [nothing, "$$REMOVE", f"${name}"]} for name in ("told_us", "outbox")}},
-                ],
-            )
+        await self._removals.get((document, frozenset(published)))
+
+    async def _remove(self, removals: Sequence[_Removal]) -> Mapping[_Removal, None]:
+        for kind, rows in self._rows.items():
+            updates = [_removal(document.id, published) for document, published in removals if document.kind is kind]
+            if updates:
+                with transient():
+                    await rows.bulk_write(updates, ordered=False)
+        return {}
 
     async def unpublished(self, limit: int) -> Sequence[Waiting]:
         waiting: list[Waiting] = []
@@ -56,3 +61,16 @@ class MongoOutbox:
         with transient():
             done = await self._rows[waiting.document.kind].update_one(where, {"$inc": {"told_us": 1}})
         return done.matched_count == 1
+
+
+def _removal(document_id: ExecutionId, published: Collection[EventId]) -> UpdateOne:
+    ids = list(published)
+    left = {"$filter": {"input": "$outbox", "cond": {"$not": [{"$in": ["$$this.id", ids]}]}}}
+    nothing = {"$eq": [{"$size": "$outbox"}, 0]}
+    return UpdateOne(
+        {"_id": document_id, "outbox.id": {"$in": ids}},
+        [
+            {"$set": {"outbox": left}},
+            {"$set": {name: {"$cond": [nothing, "$$REMOVE", f"${name}"]} for name in ("told_us", "outbox")}},
+        ],
+    )

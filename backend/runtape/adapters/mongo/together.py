@@ -1,4 +1,4 @@
-"""Lookups that go together: what is asked for while a request is under way is asked for in the next one, once.
+"""Requests that go together: what is asked for while one is under way is asked for in the next one, once.
 
 Ten thousand streams that look at the same thousand executions cost some requests, not ten thousand; a lookup by itself
 costs what it cost before.  Whoever asks gets what was there after the call began: nobody is given the answer of a
@@ -18,7 +18,10 @@ MOST = 100
 
 
 class Together(Generic[K, V]):
-    """Looks keys up with `fetch`, which is given each key once and leaves out those that are not there."""
+    """Looks keys up with `fetch`, which is given each key once and leaves out those that are not there.
+
+    What only has to be done, and may be done twice, goes the same way: nothing is there afterwards.
+    """
 
     def __init__(self, fetch: Callable[[Sequence[K]], Awaitable[Mapping[K, V]]]) -> None:
         self._fetch = fetch
