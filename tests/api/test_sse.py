@@ -11,7 +11,7 @@ import pytest
 from starlette.types import Message
 
 from runtape.adapters.embedded.live_feed import PENDING_BYTES, InProcessLiveFeed
-from runtape.api.sse import WRITE_BYTES, EventStreams
+from runtape.api.sse import WRITE_BYTES, SSEService
 from runtape.application.announcing import output_frame
 from runtape.application.streaming import PAGE_BYTES, Cursor, Streams, always
 from runtape.domain import execution as executions
@@ -91,7 +91,7 @@ async def test_client_that_does_not_read_costs_no_more_than_the_limits(on_tape: 
     client = StuckClient()
     tracemalloc.start()
     before, _ = tracemalloc.get_traced_memory()
-    serving = asyncio.create_task(EventStreams(streams).serve(EXECUTION, Cursor(), client.receive, client.send, always))
+    serving = asyncio.create_task(SSEService(streams).serve(EXECUTION, Cursor(), client.receive, client.send, always))
     try:
         await client.following.wait()
         seq = on_tape + 1

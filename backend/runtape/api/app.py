@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from runtape.api.gate import Gate
 from runtape.api.health import HealthRoutes
 from runtape.api.raw import RawRoutes
-from runtape.api.sse import EventStreams
+from runtape.api.sse import SSEService
 from runtape.application.health import Health
 from runtape.application.identity import Identity
 from runtape.application.queries import Queries
@@ -62,7 +62,7 @@ async def make_app(
         identity=identity,
         submissions=await container.get(Submissions),
         queries=await container.get(Queries),
-        streams=EventStreams(await container.get(Streams)),
+        streams=SSEService(await container.get(Streams)),
         health=HealthRoutes(await container.get(Health), await container.get(Clock)),
     )
     return Gate(raw, identity, await container.get(RateLimiter), allowances, max_body_bytes)

@@ -17,7 +17,7 @@ from runtape.api.access import REQUEST_ID_KEY, principal_of, requested_by, requi
 from runtape.api.health import LIVE, READY, HealthRoutes
 from runtape.api.problems import InternalError, MethodNotAllowed, Unavailable, log_unhandled, send_problem
 from runtape.api.requests import decode_execute
-from runtape.api.sse import MEDIA_TYPE, EventStreams
+from runtape.api.sse import MEDIA_TYPE, SSEService
 from runtape.application.identity import Identity
 from runtape.application.queries import Queries
 from runtape.application.streaming import Cursor
@@ -51,7 +51,7 @@ class RawRoutes:
         identity: Identity,
         submissions: Submissions,
         queries: Queries,
-        streams: EventStreams,
+        streams: SSEService,
         health: HealthRoutes,
     ) -> None:
         self._app = app

@@ -55,8 +55,8 @@ def writes(batch: Batch) -> Iterable[tuple[bytes, bool]]:
             pieces, size = [], 0
 
 
-class EventStreams:
-    """Serves the streams of executions to ASGI connections."""
+class SSEService:
+    """Serves the streams of executions to ASGI connections as server-sent events; `streams` knows no wire."""
 
     def __init__(self, streams: Streams) -> None:
         self._streams = streams
