@@ -146,28 +146,41 @@ def _obtained(what: Callable[[], object]) -> str | None:
     return None
 
 
+def _own() -> str | None:
+    from tests.rig.given import NOT_KILLED, VARIABLES, addresses
+
+    names = ", ".join(VARIABLES[name] for name in addresses())
+    return f"{NOT_KILLED} ({names})" if names else None
+
+
+def _obtainable_or_given(name: str, *what: Callable[[], object]) -> str | None:
+    from tests.rig.given import addresses
+
+    return None if name in addresses() else next(filter(None, map(_obtained, what)), None)
+
+
 def _redis() -> str | None:
     from tests.rig import redis
 
-    return _obtained(redis.programs)
+    return _obtainable_or_given("redis", redis.programs)
 
 
 def _kafka() -> str | None:
     from tests.rig import kafka
 
-    return _obtained(kafka.jars)
+    return _obtainable_or_given("kafka", kafka.jars)
 
 
 def _mongo() -> str | None:
     from tests.rig import mongo
 
-    return _obtained(mongo.engine) or _obtained(mongo.c_library)
+    return _obtainable_or_given("mongo", mongo.engine, mongo.c_library)
 
 
 def _registry() -> str | None:
     from tests.rig import registry
 
-    return _obtained(registry.application) or _obtained(registry.java)
+    return _obtainable_or_given("registry", registry.application, registry.java)
 
 
 PARTS = {
@@ -180,10 +193,11 @@ PARTS = {
     "faketime": Part("libfaketime, to set a process's clock", _faketime),
     "gvisor": Part("gVisor's runsc", _gvisor),
     "matplotlib": Part("an interpreter with matplotlib from the index", _matplotlib),
-    "kafka": Part("Apache Kafka, from Maven's repository", _kafka),
-    "mongo": Part("MongoDB's engine, from the npm registry", _mongo),
-    "redis": Part("Redis 7, from Debian's packages", _redis),
-    "registry": Part("Apicurio Registry, from Maven's repository", _registry),
+    "kafka": Part("Apache Kafka, given or from Maven's repository", _kafka),
+    "mongo": Part("MongoDB, given or its engine from the npm registry", _mongo),
+    "redis": Part("Redis, given or from Debian's packages", _redis),
+    "registry": Part("a schema registry, given or from Maven's repository", _registry),
+    "own": Part("servers of the tests' own, where they need some", _own),
     "alone": Part("a machine for themselves", _alone),
     "patience": Part("some more minutes, which CI has", _patience),
     OTHER: Part("skips that name no part", lambda: None),

@@ -29,7 +29,7 @@ def test_runs(): pass
 
 
 def run(
-    folder: Path, require: str = "", text: str = NEEDS_WHAT_IS_NOT_THERE, workers: str = "0"
+    folder: Path, require: str = "", text: str = NEEDS_WHAT_IS_NOT_THERE, workers: str = "0", **more: str
 ) -> "subprocess.CompletedProcess[str]":
     (folder / "conftest.py").write_text(CONFTEST)
     (folder / "test_it.py").write_text(text)
@@ -37,7 +37,7 @@ def run(
     # Without the plugins that are not needed, some of which take seconds to import.
     plugins = ["-p", "no:cacheprovider", "-p", "xdist"]
     command = [sys.executable, "-m", "pytest", *plugins, "-q", "-n", workers, str(folder)]
-    env = {**os.environ, "RUNTAPE_REQUIRE": require, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    env = {**os.environ, "RUNTAPE_REQUIRE": require, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", **more}
     return subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
 
 
@@ -68,3 +68,24 @@ def test_unknown_part_is_an_error(tmp_path: Path) -> None:
     assert "RUNTAPE_REQUIRE names nodes; the parts are python, bash" in run(tmp_path, "nodes").stderr
     done = run(tmp_path, text="import pytest\n@pytest.mark.needs('nodes')\ndef test_it(): pass\n")
     assert 'there is no part "nodes"' in done.stdout
+
+
+ON_A_BROKER = """
+import pytest
+
+@pytest.mark.needs("kafka")
+def test_uses_it(): pass
+
+@pytest.mark.needs("kafka", "own")
+def test_kills_it(): pass
+"""
+
+
+def test_a_server_that_is_given_meets_a_need_and_is_not_killed(tmp_path: Path) -> None:
+    # Without PATH and in an empty folder no other can be obtained.
+    env = {"PYTHONPATH": str(Path(__file__).parents[2]), "RUNTAPE_RIG": str(tmp_path / "rig"), "PATH": ""}
+    alone = run(tmp_path, text=ON_A_BROKER, **env)
+    assert "kafka (Apache Kafka, given or from Maven's repository): 2 skipped, needs Maven" in alone.stdout
+    given = run(tmp_path, text=ON_A_BROKER, **env, RUNTAPE_TEST_KAFKA="127.0.0.1:9")
+    assert given.stdout.splitlines()[-1].startswith("1 passed, 1 skipped in ")
+    assert "1 skipped, given servers are not killed (RUNTAPE_TEST_KAFKA)" in given.stdout

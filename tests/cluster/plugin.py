@@ -34,7 +34,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 async def seeded(cluster: Cluster) -> dict[str, str]:
     """Return a key for each of the users that the tests know, which it makes."""
     connection = connect(cluster.mongo.direct_url)
-    store = await open_store(connection, "runtape")
+    store = await open_store(connection, cluster.database)
     await make_indexes(store)
     identities = MongoIdentityStore(store)
     hasher = Argon2Hasher()

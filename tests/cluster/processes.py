@@ -17,11 +17,8 @@ from runtape.runtime.roles import Role
 from tests.cli.commands import environment
 from tests.e2e.server import ADMIN_PASSWORD, Client
 from tests.e2e.stores import MongoView, StoreView
-from tests.rig.kafka import Kafka
-from tests.rig.mongo import Mongo
+from tests.rig import given
 from tests.rig.part import Part
-from tests.rig.redis import Redis
-from tests.rig.registry import Registry
 
 ROOT = Path(__file__).parents[2]
 WORKERS = (Role.SAGA_ORCHESTRATOR, Role.K8S_WORKER, Role.POD_MONITOR, Role.RESULT_PROCESSOR)
@@ -122,8 +119,8 @@ class Cluster:
     """
 
     def __init__(self, folder: Path, *, apis: int = 2, each: int = 2, running: int = 32) -> None:
-        self.redis, self.mongo = Redis(folder / "redis"), Mongo(folder / "mongo")
-        self.kafka, self.registry = Kafka(folder / "kafka"), Registry(folder / "registry")
+        self.redis, self.mongo = given.a_redis(folder / "redis"), given.a_mongo(folder / "mongo")
+        self.kafka, self.registry = given.a_kafka(folder / "kafka"), given.a_registry(folder / "registry")
         self.parts: list[Part] = [self.redis, self.mongo, self.kafka, self.registry]
         self._folder = folder
         self._apis = apis
@@ -140,7 +137,7 @@ class Cluster:
         """Start the parts."""
         for part in self.parts:
             part.start()
-        found = asyncio.run(topics.initialise({"bootstrap_servers": self.kafka.bootstrap}, 1))
+        found = asyncio.run(topics.initialise({"bootstrap_servers": self.kafka.bootstrap}, 1, self.prefix))
         assert not found.drift, found.drift
 
     def until_ready(self) -> Self:
@@ -158,9 +155,20 @@ class Cluster:
         return self.apis[self._asked % len(self.apis)].url
 
     @property
+    def prefix(self) -> str:
+        """What names of topics, groups and subjects begin with: nothing unless the servers are given."""
+        scope = self.kafka.scope or self.registry.scope
+        return f"{scope}." if scope else ""
+
+    @property
+    def database(self) -> str:
+        """The database that everything is in."""
+        return f"{self.mongo.scope}runtape"
+
+    @property
     def store(self) -> StoreView:
         """What the processes have written."""
-        return MongoView(self.mongo.direct_url)
+        return MongoView(self.mongo.direct_url, self.database)
 
     def client(self, key: str | None = "local") -> Client:
         """Return a client with `key`, by default the admin's; None: without credentials."""
@@ -197,8 +205,10 @@ class Cluster:
             "PYTHONPATH": f"{ROOT}:{ROOT / 'backend'}",
             "RUNTAPE_PROFILE": "cluster",
             "RUNTAPE_KAFKA__BOOTSTRAP": self.kafka.bootstrap,
+            "RUNTAPE_KAFKA__PREFIX": self.prefix,
             "RUNTAPE_REGISTRY__URL": self.registry.url,
             "RUNTAPE_MONGO__URL": self.mongo.direct_url,
+            "RUNTAPE_MONGO__DATABASE": self.database,
             "RUNTAPE_REDIS__URL": self.redis.url,
             "RUNTAPE_WORKER__PORT": "0",
             "RUNTAPE_WORKER__DRAIN_S": "5",

@@ -25,7 +25,7 @@ from tests.cluster.processes import Cluster
 from tests.cluster.survival import survived
 from tests.e2e.server import Client
 
-pytestmark = [pytest.mark.needs("kafka", "mongo", "redis", "registry", "alone"), pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.needs("kafka", "mongo", "redis", "registry", "alone", "own"), pytest.mark.timeout(240)]
 
 TOPICS = (EXECUTION_EVENTS, POD_COMMANDS)
 PLACES = [

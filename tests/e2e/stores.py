@@ -84,13 +84,14 @@ class SqliteView:
 class MongoView:
     """The database that the processes of a cluster share."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, database: str) -> None:
         self._url = url
+        self._database = database
 
     @contextmanager
     def _store(self) -> Iterator[Any]:
         with MongoClient(self._url) as client:
-            yield client["runtape"]
+            yield client[self._database]
 
     def contents(self) -> Contents:
         found: Contents = {}

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from runtape.adapters.kafka import topics
-from tests.rig import store
+from tests.rig import given, store
 from tests.rig.kafka import Kafka
 from tests.rig.mongo import Mongo
 from tests.rig.part import Part
@@ -111,9 +111,9 @@ def up() -> int:
     except KeyboardInterrupt:
         return 0
     finally:
-        (folder() / "running.json").unlink(missing_ok=True)
         for part in reversed(started):
             part.stop()
+        (folder() / "running.json").unlink(missing_ok=True)  # `down` returns then, and the ports are free
     return 0
 
 
@@ -135,10 +135,13 @@ def down() -> int:
 
 
 def status() -> int:
-    """Tell which parts answer."""
-    answers = {name: part.answers() for name, part in parts().items()}
-    for name, good in answers.items():
-        print(f"{name:<9} {'answers' if good else 'does not answer'} on port {PORTS[name]}")
+    """Tell which parts answer, and which of them are given."""
+    theirs = given.parts()
+    answers: dict[str, bool] = {}
+    for name, part in (parts() | theirs).items():
+        answers[name] = part.answers()
+        where = f"where {given.VARIABLES[name]} says" if name in theirs else f"on port {part.port}"
+        print(f"{name:<9} {'answers' if answers[name] else 'does not answer'} {where}")
     return 0 if all(answers.values()) else 3
 
 

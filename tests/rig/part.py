@@ -31,6 +31,9 @@ def free_port() -> int:
 class Part(ABC):
     """One server with its data in `folder`; it keeps port and data over kills and restarts."""
 
+    scope = ""
+    """What names there begin with that are not the tests' alone to give; nothing at a server of their own."""
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.port = free_port()

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.rig import given
 from tests.rig.kafka import Kafka
 from tests.rig.mongo import Mongo
 from tests.rig.redis import Redis
@@ -12,27 +13,27 @@ from tests.rig.registry import Registry
 
 @pytest.fixture(scope="session")
 def redis_part(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
-    part = Redis(tmp_path_factory.mktemp("redis")).start()
+    part = given.a_redis(tmp_path_factory.mktemp("redis")).start()
     yield part
     part.stop()
 
 
 @pytest.fixture(scope="session")
 def mongo_part(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mongo]:
-    part = Mongo(tmp_path_factory.mktemp("mongo")).start()
+    part = given.a_mongo(tmp_path_factory.mktemp("mongo")).start()
     yield part
     part.stop()
 
 
 @pytest.fixture(scope="session")
 def kafka_part(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kafka]:
-    part = Kafka(tmp_path_factory.mktemp("kafka")).start()
+    part = given.a_kafka(tmp_path_factory.mktemp("kafka")).start()
     yield part
     part.stop()
 
 
 @pytest.fixture(scope="session")
 def registry_part(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
-    part = Registry(tmp_path_factory.mktemp("registry")).start()
+    part = given.a_registry(tmp_path_factory.mktemp("registry")).start()
     yield part
     part.stop()

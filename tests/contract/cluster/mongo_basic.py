@@ -92,7 +92,7 @@ class MongoStores(StoresBasic):
     @pytest.fixture(autouse=True)
     def _place(self, mongo_part: Mongo) -> None:
         self._url = mongo_part.url
-        self._name = f"test{next(_numbers)}"
+        self._name = f"{mongo_part.scope}test{next(_numbers)}"
         self._clock = ManualClock()
 
     def open(self) -> AbstractAsyncContextManager[Stores]:

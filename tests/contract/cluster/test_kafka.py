@@ -36,10 +36,12 @@ CODEC = AvroCodec(FixedSchemas())
 
 
 @asynccontextmanager
-async def kafka_stores(stores: Stores, mongo_url: str, name: str, connection: dict[str, Any]) -> AsyncIterator[Stores]:
-    """Open MongoDB's stores with their relay to a log under the prefix `name`."""
+async def kafka_stores(
+    stores: Stores, mongo_url: str, name: str, connection: dict[str, Any], prefix: str
+) -> AsyncIterator[Stores]:
+    """Open MongoDB's stores, in the database `name`, with their relay to a log under `prefix`."""
     client = connect(mongo_url)
-    publisher = Producer(connection, CODEC, f"{name}.")
+    publisher = Producer(connection, CODEC, prefix)
     await publisher.start()
     tasks = Tasks(lambda *_: None)
     store = await open_store(client, name)
@@ -49,7 +51,7 @@ async def kafka_stores(stores: Stores, mongo_url: str, name: str, connection: di
         yield replace(
             stores,
             unit_of_work=_Told(MongoUnitOfWork(store, stores.clock), relay),
-            log=KafkaEventLog(connection, CODEC, f"{name}."),
+            log=KafkaEventLog(connection, CODEC, prefix),
             replay=replace(stores.replay, sessions=MongoReplaySessionStore(store, publisher)),
         )
     finally:
@@ -75,9 +77,10 @@ class KafkaStores(MongoStores):
     @pytest.fixture(autouse=True)
     async def _topics(self, kafka_part: Kafka, mongo_part: Mongo, _place: None) -> AsyncIterator[None]:
         self._connection: dict[str, Any] = {"bootstrap_servers": kafka_part.bootstrap}
+        self._prefix = f"{kafka_part.scope}{self._name}."
         admin = AIOKafkaAdminClient(**self._connection)
         await admin.start()
-        names = [f"{self._name}.{topic}" for topic in (EXECUTION_EVENTS, POD_COMMANDS)]
+        names = [f"{self._prefix}{topic}" for topic in (EXECUTION_EVENTS, POD_COMMANDS)]
         await admin.create_topics([NewTopic(name, 1, 1) for name in names])
         async with asyncio.timeout(10):
             while any(each["error_code"] for each in await admin.describe_topics(names)):  # noqa: ASYNC110
@@ -91,7 +94,7 @@ class KafkaStores(MongoStores):
         async def opened() -> AsyncIterator[Stores]:
             async with (
                 mongo_stores(self._url, self._name, self._clock) as stores,
-                kafka_stores(stores, self._url, self._name, self._connection) as whole,
+                kafka_stores(stores, self._url, self._name, self._connection, self._prefix) as whole,
             ):
                 yield whole
 
@@ -104,7 +107,7 @@ class TestEventLog(KafkaStores, EventLogContract):
         producer = confluent_kafka.Producer({"bootstrap.servers": self._connection["bootstrap_servers"]})
         value = body.encode() if isinstance(body, str) else body
         producer.produce(
-            f"{self._name}.{topic}",
+            f"{self._prefix}{topic}",
             value,
             key,
             headers=[("type", type.encode())],

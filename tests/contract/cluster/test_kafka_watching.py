@@ -25,15 +25,19 @@ from tests.rig.kafka import Kafka
 
 pytestmark = pytest.mark.needs("kafka")
 CODEC = AvroCodec(FixedSchemas())
-PREFIX = "watching."
 
 
 @pytest.fixture
-async def connection(kafka_part: Kafka) -> AsyncIterator[dict[str, Any]]:
+def prefix(kafka_part: Kafka) -> str:
+    return f"{kafka_part.scope}watching."
+
+
+@pytest.fixture
+async def connection(kafka_part: Kafka, prefix: str) -> AsyncIterator[dict[str, Any]]:
     connection: dict[str, Any] = {"bootstrap_servers": kafka_part.bootstrap}
     admin = AIOKafkaAdminClient(**connection)
     await admin.start()
-    names = [PREFIX + POD_COMMANDS, f"{PREFIX}{POD_COMMANDS}.dlq"]
+    names = [prefix + POD_COMMANDS, f"{prefix}{POD_COMMANDS}.dlq"]
     await admin.create_topics([NewTopic(name, 1, 1) for name in names])
     yield connection
     await admin.delete_topics(names)
@@ -41,15 +45,15 @@ async def connection(kafka_part: Kafka) -> AsyncIterator[dict[str, Any]]:
 
 
 @pytest.fixture
-async def producer(connection: dict[str, Any]) -> AsyncIterator[Producer]:
-    producer = Producer(connection, CODEC, PREFIX)
+async def producer(connection: dict[str, Any], prefix: str) -> AsyncIterator[Producer]:
+    producer = Producer(connection, CODEC, prefix)
     await producer.start()
     yield producer
     await producer.stop()
 
 
 async def test_the_lag_is_what_the_group_has_not_done(
-    connection: dict[str, Any], producer: Producer, monkeypatch: pytest.MonkeyPatch
+    connection: dict[str, Any], producer: Producer, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reader = InMemoryMetricReader()
     provider = MeterProvider([reader])
@@ -66,7 +70,7 @@ async def test_the_lag_is_what_the_group_has_not_done(
 
     for message in commands("a", 3):
         await producer.publish(message)
-    log = KafkaEventLog(connection, CODEC, PREFIX)
+    log = KafkaEventLog(connection, CODEC, prefix)
     deliveries = log.consume("group", (POD_COMMANDS,))
     found = [await anext(deliveries) for _ in range(3)]
     about = {"group": "group", "topic": POD_COMMANDS, "partition": 0}
@@ -83,7 +87,7 @@ async def test_the_lag_is_what_the_group_has_not_done(
 
 
 async def test_a_dead_letter_is_copied_with_its_bytes_and_its_cause(
-    connection: dict[str, Any], producer: Producer
+    connection: dict[str, Any], producer: Producer, prefix: str
 ) -> None:
     raw = RawMessage(
         topic=POD_COMMANDS, partition=7, offset=42, key="k", type="pod.create", body=b"\0\xff", headers={"x": "y"}
@@ -91,7 +95,7 @@ async def test_a_dead_letter_is_copied_with_its_bytes_and_its_cause(
     failure = Failure(kind=FailureKind.POISON, cause="no such schema")
     letter = replace(bury(raw, None, "k8s-worker", failure, DEFAULT_POLICY, START), id=DeadLetterId("3"))
     await KafkaDeadLetterTopic(producer).copy(letter)
-    async with AIOKafkaConsumer(f"{PREFIX}{POD_COMMANDS}.dlq", auto_offset_reset="earliest", **connection) as consumer:
+    async with AIOKafkaConsumer(f"{prefix}{POD_COMMANDS}.dlq", auto_offset_reset="earliest", **connection) as consumer:
         copy = await consumer.getone()
     assert (copy.key, copy.value) == (b"k", b"\0\xff")
     told = {name: value.decode() for name, value in copy.headers}

@@ -32,7 +32,7 @@ async def test_the_engine_is_asked_for_its_journal(mongo_part: Mongo) -> None:
     sent = _Sent()
     client = connect(mongo_part.url, event_listeners=[sent])
     try:
-        store = await open_store(client, "connection")
+        store = await open_store(client, f"{mongo_part.scope}connection")
         await store["things"].insert_one({"_id": 1})
         await store["things"].update_one({"_id": 1}, {"$set": {"seen": True}})
     finally:

@@ -17,8 +17,9 @@ pytestmark = pytest.mark.needs("mongo")
 @pytest.fixture
 async def store(mongo_part: Mongo) -> AsyncIterator[Store]:
     client = connect(mongo_part.url)
-    await client.drop_database("numbers")
-    store = await open_store(client, "numbers")
+    name = f"{mongo_part.scope}numbers"
+    await client.drop_database(name)
+    store = await open_store(client, name)
     await make_indexes(store)
     yield store
     await client.close()

@@ -37,7 +37,7 @@ class AtOnce:
 
 
 def make(capacity: Capacity, clock: Clock) -> AdmissionQueue:
-    script = AtOnce(blocking.Redis(port=_parts[0].port).register_script(script_text()))
+    script = AtOnce(blocking.Redis.from_url(_parts[0].url).register_script(script_text()))
     return RedisAdmissionQueue(script, capacity, prefix=f"{{test{next(_queues)}}}:", now=clock.now)
 
 
@@ -63,7 +63,7 @@ class TestFairness(InRedis, fairness.FairnessContract): ...
 
 
 def a_forgetful_queue(redis_part: Redis, forgotten: list[int]) -> tuple[RedisAdmissionQueue, blocking.Redis]:
-    client = blocking.Redis(port=redis_part.port)
+    client = blocking.Redis.from_url(redis_part.url)
     script = client.register_script(script_text())
 
     async def call(*, keys: Sequence[str], args: Sequence[Any]) -> Any:
@@ -73,6 +73,12 @@ def a_forgetful_queue(redis_part: Redis, forgotten: list[int]) -> tuple[RedisAdm
         call, a_capacity(running=1), prefix=f"{{test{next(_queues)}}}:", on_forgotten=lambda: forgotten.append(1)
     )
     return queue, client
+
+
+def forget(client: blocking.Redis) -> None:
+    """Let Redis forget all queues."""
+    for key in client.scan_iter("{test*"):
+        client.delete(key)
 
 
 async def test_nobody_is_let_through_until_the_sagas_have_been_taken_over(redis_part: Redis) -> None:
@@ -93,7 +99,7 @@ async def test_nobody_is_let_through_until_the_sagas_have_been_taken_over(redis_
         assert not await queue.offer(late)
         assert (await queue.survey()).running == 1
         assert await queue.grant() == []
-        client.flushall()
+        forget(client)
         with pytest.raises(Transient):
             await queue.offer(late)
 

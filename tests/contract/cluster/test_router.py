@@ -22,10 +22,10 @@ pytestmark = pytest.mark.needs("redis")
 
 
 @asynccontextmanager
-async def process(url: str, name: str) -> AsyncIterator[PartitionedSSERouter]:
+async def process(part: Redis, name: str) -> AsyncIterator[PartitionedSSERouter]:
     """A router as one process has it."""
-    client = connect(url)
-    router = PartitionedSSERouter(InProcessLiveFeed(), SSERedisBus(client), name)
+    client = connect(part.url)
+    router = PartitionedSSERouter(InProcessLiveFeed(), SSERedisBus(client, channels(part)), name)
     task = asyncio.create_task(router.run())
     try:
         yield router
@@ -33,6 +33,11 @@ async def process(url: str, name: str) -> AsyncIterator[PartitionedSSERouter]:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         await client.aclose()
+
+
+def channels(part: Redis) -> str:
+    """Return what the names of channels begin with."""
+    return f"{part.scope}runtape:live:"
 
 
 async def hears(feed: LiveFeed, watched_id: ExecutionId, reader: Subscription) -> bool:
@@ -62,7 +67,7 @@ class TestAcrossProcesses(LiveFeedContract):
     @pytest.fixture(autouse=True)
     async def _place(self, redis_part: Redis) -> AsyncIterator[None]:
         self._listened: set[int] = set()
-        async with process(redis_part.url, "a") as self._a, process(redis_part.url, "b") as self._b:
+        async with process(redis_part, "a") as self._a, process(redis_part, "b") as self._b:
             yield
 
     def make(self) -> LiveFeed:
@@ -91,9 +96,10 @@ class TestAcrossProcesses(LiveFeedContract):
         assert self._a.watched(EXECUTION), "somebody may watch elsewhere"
 
 
+@pytest.mark.needs("own")
 async def test_a_process_hears_itself_once_and_without_redis(tmp_path: Path) -> None:
     part = Redis(tmp_path).start()
-    async with process(part.url, "a") as router:
+    async with process(part, "a") as router:
         reader = router.subscribe(EXECUTION)
         assert await asyncio.wait_for(reader.next(FAR_S), 10) is None, "its subscription has begun"
         router.publish(EXECUTION, output(1))
@@ -105,10 +111,11 @@ async def test_a_process_hears_itself_once_and_without_redis(tmp_path: Path) -> 
         reader.close()
 
 
+@pytest.mark.needs("own")
 @pytest.mark.parametrize("how", ["kill", "pause"])
 async def test_readers_look_after_redis_was_away_and_hear_again(tmp_path: Path, how: str) -> None:
     part = Redis(tmp_path).start()
-    async with process(part.url, "a") as publisher, process(part.url, "b") as other:
+    async with process(part, "a") as publisher, process(part, "b") as other:
         readers = [other.subscribe(ExecutionId(f"e{number}")) for number in range(20)]
         for reader in readers:
             assert await asyncio.wait_for(reader.next(FAR_S), 10) is None
@@ -124,7 +131,7 @@ async def test_readers_look_after_redis_was_away_and_hear_again(tmp_path: Path, 
 
 
 async def test_readers_that_come_while_others_are_being_subscribed_hear(redis_part: Redis) -> None:
-    async with process(redis_part.url, "a") as publisher, process(redis_part.url, "b") as other:
+    async with process(redis_part, "a") as publisher, process(redis_part, "b") as other:
         readers: list[tuple[ExecutionId, Subscription]] = []
         for number in range(200):
             execution_id = ExecutionId(f"e{number}")
@@ -135,30 +142,31 @@ async def test_readers_that_come_while_others_are_being_subscribed_hear(redis_pa
             reader.close()
 
 
+@pytest.mark.needs("own")
 async def test_connections_do_not_grow_with_readers(redis_part: Redis) -> None:
     client = connect(redis_part.url)
-    async with process(redis_part.url, "a") as router:
+    async with process(redis_part, "a") as router:
         before = len(await client.client_list())
         readers = [router.subscribe(ExecutionId(f"e{number}")) for number in range(1000)]
         assert await asyncio.wait_for(readers[-1].next(FAR_S), 10) is None
         assert len(await client.client_list()) <= before + 1
-        channels = await client.pubsub_channels("runtape:live:*")
-        assert len(channels) == len({partition_of(ExecutionId(f"e{number}")) for number in range(1000)})
+        listened = await client.pubsub_channels(f"{channels(redis_part)}*")
+        assert len(listened) == len({partition_of(ExecutionId(f"e{number}")) for number in range(1000)})
         for reader in readers:
             reader.close()
         async with asyncio.timeout(10):
-            while await client.pubsub_channels("runtape:live:*"):  # noqa: ASYNC110  # Redis tells nobody of that
+            while await client.pubsub_channels(f"{channels(redis_part)}*"):  # noqa: ASYNC110  # Redis tells nobody of that
                 await asyncio.sleep(0.01)
     await client.aclose()
 
 
 async def test_what_cannot_be_read_is_looked_for(redis_part: Redis) -> None:
     client = connect(redis_part.url)
-    async with process(redis_part.url, "a") as router:
+    async with process(redis_part, "a") as router:
         reader = router.subscribe(EXECUTION)
         assert await asyncio.wait_for(reader.next(FAR_S), 10) is None
         for message in (b"", b"\xff", b"[1]", msgspec.msgpack.encode(["z", EXECUTION, "output", "?"])):
-            await client.publish(f"runtape:live:{partition_of(EXECUTION)}", message)
+            await client.publish(f"{channels(redis_part)}{partition_of(EXECUTION)}", message)
             assert await asyncio.wait_for(reader.next(FAR_S), 10) is None
         reader.close()
     await client.aclose()

@@ -54,6 +54,7 @@ TOLD_S = 30.0
 """Within so long a failure is told."""
 UNKNOWN = "certificate verify failed: unable to get local issuer certificate"
 CODEC = AvroCodec(FixedSchemas())
+pytestmark = pytest.mark.needs("own")
 
 
 @pytest.fixture(scope="session")

@@ -20,8 +20,8 @@ _numbers = count(1)
 
 
 @pytest.fixture
-def prefix() -> str:
-    return f"topics{next(_numbers)}."
+def prefix(kafka_part: Kafka) -> str:
+    return f"{kafka_part.scope}topics{next(_numbers)}."
 
 
 @pytest.fixture
