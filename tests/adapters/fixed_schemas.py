@@ -13,6 +13,8 @@ class FixedSchemas:
         self.foreign: dict[int, Schema] = {}
         self.down = False
 
+    async def register(self) -> None: ...
+
     def id_of(self, name: str) -> int:
         return self._ids[name]
 

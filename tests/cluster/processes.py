@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit
@@ -23,18 +23,22 @@ from tests.rig.part import Part
 ROOT = Path(__file__).parents[2]
 WORKERS = (Role.SAGA_ORCHESTRATOR, Role.K8S_WORKER, Role.POD_MONITOR, Role.RESULT_PROCESSOR)
 PORT = "{port}"
+API = (sys.executable, "-P", "-m", "runtape.cli", "up", "--port", PORT)
 STOP_S = 20.0
 
 
 class Process:
-    """One process of the product; `log` has what it wrote to standard error."""
+    """One process of the product; `log` has what it wrote to standard error.
 
-    def __init__(self, name: str, folder: Path, command: Sequence[str], env: dict[str, str]) -> None:
+    It listens at `url` as soon as that is set, and at a free port before.
+    """
+
+    def __init__(self, name: str, folder: Path, command: Sequence[str], env: Mapping[str, str], url: str = "") -> None:
         self.name = name
         self.log = folder / f"{name}.log"
         self._command = command
         self._env = {**env, "RUNTAPE_DATA": str(folder / name)}
-        self.url = ""
+        self.url = url
         self._process: subprocess.Popen[bytes] | None = None
 
     def begin(self) -> Self:
@@ -189,9 +193,9 @@ class Cluster:
         for workers in self.workers.values():
             yield from workers
 
-    def api(self) -> Process:
-        """Begin another process of the API."""
-        return self._begin("api", [sys.executable, "-P", "-m", "runtape.cli", "up", "--port", PORT])
+    def api(self, url: str = "") -> Process:
+        """Begin another process of the API, at a port of the loopback if one is given."""
+        return self._begin("api", API, url)
 
     def worker(self, role: Role) -> Process:
         """Begin another worker."""
@@ -199,7 +203,7 @@ class Cluster:
             return self._begin(role, [sys.executable, "-m", "tests.cluster.simulated_worker"])
         return self._begin(role, [sys.executable, "-m", f"workers.{role}"])
 
-    def _begin(self, name: str, command: Sequence[str]) -> Process:
+    def _begin(self, name: str, command: Sequence[str], url: str = "") -> Process:
         self._numbers[name] += 1
         env = {
             "PYTHONPATH": f"{ROOT}:{ROOT / 'backend'}",
@@ -217,7 +221,7 @@ class Cluster:
             "RUNTAPE_RATE_LIMITS__EXECUTIONS_PER_MINUTE": "100000",
             "RUNTAPE_RATE_LIMITS__CALLS_PER_MINUTE": "100000",
         }
-        return Process(f"{name}-{self._numbers[name]}", self._folder, command, env).begin()
+        return Process(f"{name}-{self._numbers[name]}", self._folder, command, env, url).begin()
 
     def close(self) -> None:
         """Stop everything."""

@@ -1,6 +1,6 @@
 """Liveness and readiness, answered without a framework: they are what a server is asked first."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from urllib.parse import parse_qs
 
 import msgspec
@@ -31,22 +31,28 @@ class HealthRoutes:
         Raises: ValidationFailed.
         """
         challenge = _challenge(scope["query_string"])
-        answer = {
-            "status": "ok",
-            "uptime_s": round(self._clock.monotonic_s() - self._health.started_s, 3),
-            "instance_proof": None if challenge is None else self._health.prove(challenge),
-        }
-        await _answer(send, 200, answer)
+        proof = None if challenge is None else self._health.prove(challenge)
+        await tell_alive(send, self._clock.monotonic_s() - self._health.started_s, proof)
 
     async def ready(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer 200 when store, log and sandbox answer, 503 with what is wrong otherwise."""
-        await tell_parts(send, await self._health.parts())
+        """Answer 200 when store, log and sandbox answer, 503 with what is wrong otherwise.
+
+        Where runs are accepted without a part that is gone, that is told with 200.
+        """
+        await tell_parts(send, await self._health.parts(), self._health.outlasted)
 
 
-async def tell_parts(send: Send, parts: Mapping[str, str]) -> None:
-    """Answer the question for readiness with the state of each part."""
-    good = all(state == "ok" for state in parts.values())
-    await _answer(send, 200 if good else 503, {"status": "ready" if good else "not_ready", "parts": parts})
+async def tell_alive(send: Send, uptime_s: float, proof: str | None = None) -> None:
+    """Answer the question whether the process lives."""
+    await _answer(send, 200, {"status": "ok", "uptime_s": round(uptime_s, 3), "instance_proof": proof})
+
+
+async def tell_parts(send: Send, parts: Mapping[str, str], outlasted: Container[str] = ()) -> None:
+    """Answer the question for readiness with the state of each part, where runs are accepted without `outlasted`."""
+    gone = [part for part, state in parts.items() if state != "ok"]
+    good = all(part in outlasted for part in gone)
+    status = "not_ready" if not good else "degraded" if gone else "ready"
+    await _answer(send, 200 if good else 503, {"status": status, "parts": parts})
 
 
 def _challenge(query: bytes) -> str | None:

@@ -379,5 +379,5 @@ class Readiness(Answer):
 
     model_config = _shown({"status": "ready", "parts": {"store": "ok", "log": "ok", "sandbox": "ok", "service": "ok"}})
 
-    status: str = Field(description="ready or not_ready")
+    status: str = Field(description="ready, degraded or not_ready")
     parts: dict[str, str] = Field(description="ok, or what is wrong, by part")

@@ -191,8 +191,9 @@ def _ready() -> Operation:
     return _health(
         "ready",
         "Ready",
-        "Answer 200 when store, log and sandbox answer, 503 with what is wrong otherwise.",
-        {"200": (Readiness, "A run could be carried out now"), "503": (Readiness, "Not ready")},
+        "Answer 200 when store, log and sandbox answer, 503 with what is wrong otherwise. A cluster accepts runs "
+        "without the log, which they wait for: that is `degraded`, with 200.",
+        {"200": (Readiness, "A run could be carried out now, or accepted"), "503": (Readiness, "Not ready")},
     )
 
 

@@ -57,6 +57,7 @@ _STATUS: Mapping[str, tuple[int, str]] = {
     "internal": (500, "The service failed"),
     "queue_full": (503, "The queue is full"),
     "draining": (503, "The service accepts nothing new"),
+    "starting": (503, "The service is starting"),
     "unavailable": (503, "A part of the service is unavailable"),
 }
 _LOGGED = "runtape.logged_failure"

@@ -19,6 +19,8 @@ class Health:
         """When the process began, on the monotonic clock."""
         self.accepting = False
         """Whether start-up is complete and shutdown has not begun."""
+        self.outlasted: frozenset[str] = frozenset()
+        """The parts without which runs are accepted all the same, to wait for them."""
 
     def prove(self, challenge: str) -> str:
         """Return HMAC-SHA256 of `challenge` under the secret of this process, in hex.

@@ -1,7 +1,8 @@
 """One process of the cluster profile: the API, or one of the workers, apart from HTTP.
 
 Start: open the parts, wait for those that are not there yet, then consume.  Nothing that was left behind is taken up
-at the start, as it is in a process that is alone: leases and due times tell, whoever died.
+at the start, as it is in a process that is alone: leases and due times tell, whoever died.  The API waits for the store
+alone: what it accepts is in the outboxes of documents, and is published once the log is reached.
 
 Stop: first nothing new is taken, so that the group hands this process's partitions on; then what runs here may go on
 for a while; then the rest is killed, and its lease brings it to another worker.
@@ -15,6 +16,7 @@ import structlog
 from dishka import AsyncContainer, Provider, Scope, make_async_container, provide
 from redis.asyncio import Redis
 
+from runtape.adapters.kafka.producer import Producer
 from runtape.adapters.mongo.announced import ANNOUNCE_INTERVAL_S, AnnouncedRuntimes, NoPods
 from runtape.adapters.mongo.events import EventRows
 from runtape.adapters.redis.admission import RedisAdmissionQueue
@@ -26,6 +28,7 @@ from runtape.application.flow import Flow, Tasks
 from runtape.application.health import Health
 from runtape.application.identity import Identity
 from runtape.application.monitoring import PodMonitor
+from runtape.application.relaying import Relay
 from runtape.application.replay_runner import ReplayRunner
 from runtape.application.retention import Retention
 from runtape.application.retrying import persistently
@@ -54,6 +57,10 @@ log = structlog.get_logger(__name__)
 WAIT_S = 1.0
 """The pause between two tries to reach a part that is not there yet."""
 
+LOG_WAIT_S = 2.0
+"""How long the API waits for the log before it begins without it: mostly it is there, and what comes first is told at
+once."""
+
 LOOK_S = 0.1
 FORGOTTEN = timedelta(days=1)
 """How long a worker that is gone is known."""
@@ -78,6 +85,7 @@ class ClusterService:
         self._role = role
         self._succession = Succession(settings.data)
         self._consuming: list[asyncio.Task[None]] = []
+        self._pods: PodRuntime | None = None
         self.container: AsyncContainer = make_async_container(
             ClusterProvider(), ApplicationProvider(), pods, SettingsProvider(self.settings)
         )
@@ -87,25 +95,47 @@ class ClusterService:
         get = self.container.get
         tasks = await get(Tasks)
         flow = await get(Flow)
-        pods = await get(PodRuntime)
+        producer = await get(Producer)
+        if self._role is not None:
+            await producer.start()
+        pods = self._pods = await get(PodRuntime)
         catalogue = await get(RuntimeCatalogue)
         await catalogue.load(pods)
         if self._role is None and not catalogue.all():
             raise Transient("no worker has ever said what it can run")
         flow.subscribe({})
-        runs = {**(await get(Background)).tasks, **(await self._tasks(pods, catalogue))}
+        background = await get(Background)
+        runs = {"live": background.router.run, **(await self._tasks(pods, catalogue))}
         consumer = await self._consumer(self._role, flow, tasks) if self._role is not None else None
         if self._role is Role.K8S_WORKER:
             before = self._succession.take((await get(ProcessIdentity)).owner)
             if before is not None:
                 sweeper = await get(Sweeper)
                 tasks.spawn(persistently(lambda: sweeper.succeed(before), "succession"), "succession")
+        if self._role is None:
+            await self._reach_log(producer, background.relay, tasks)
+        else:
+            runs["relay"] = background.relay.run
         # Everything is there: from here on nothing fails, so nothing is begun twice when this is tried again.
         for name, run in runs.items():
             tasks.keep(run, name)
         if consumer is not None:
             tasks.keep((await get(DeadLetters)).run, "dead-letters")
             self._consuming.append(tasks.keep(consumer.run, "consume"))
+
+    async def _reach_log(self, producer: Producer, relay: Relay, tasks: Tasks) -> None:
+        """Let `producer` begin now, or in the background for as long as it takes.  Raises: Permanent."""
+
+        async def reach() -> None:
+            await persistently(producer.start, "log")
+            # Not before: what a process takes up and cannot tell is kept from those that could.
+            tasks.keep(relay.run, "relay")
+
+        (await self.container.get(Health)).outlasted = frozenset(("log",))
+        reaching = tasks.spawn(reach(), "log")
+        done, _ = await asyncio.wait({reaching}, timeout=LOG_WAIT_S)
+        for each in done:
+            each.result()
 
     async def _tasks(self, pods: PodRuntime, catalogue: RuntimeCatalogue) -> dict[str, Run]:
         """Return what the role keeps running beside its consumer, by name."""
@@ -195,7 +225,8 @@ class ClusterService:
     async def stop(self) -> None:
         """Stop the tasks, kill what runs, and close the connections.  Idempotent."""
         await (await self.container.get(Tasks)).close()
-        await (await self.container.get(PodRuntime)).close()
+        if self._pods is not None:  # else it would be made now, and wait for the part that `start` has waited for
+            await self._pods.close()
         await self.container.close()
 
     async def identity(self) -> Identity:

@@ -1,12 +1,12 @@
 """The life of a process of the cluster profile: an API server, or a worker with its health over HTTP.
 
-A process that cannot reach a part waits for it: it lives, is not ready, and says for what.  SIGTERM lets a worker
-finish what it runs, within `worker.drain_s`; a second signal ends the process at once.
+A process listens from its first moment.  One that cannot reach a part waits for it: it lives, is not ready, and says
+for what.  SIGTERM lets a worker finish what it runs, within `worker.drain_s`; a second signal ends the process at once.
 """
 
 import asyncio
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 
 import structlog
 from dishka import Provider
@@ -14,7 +14,8 @@ from starlette.types import Receive, Scope, Send
 
 from runtape.api.app import make_app
 from runtape.api.gate import MAX_BODY_BYTES
-from runtape.api.health import LIVE, READY, HealthRoutes, tell_parts
+from runtape.api.health import LIVE, READY, HealthRoutes
+from runtape.api.starting import UntilStarted
 from runtape.application.health import Health
 from runtape.ports.clock import Clock
 from runtape.ports.errors import InfrastructureError, Transient
@@ -25,6 +26,9 @@ from runtape.runtime.serving import http_server, listen, loop_factory, on_signal
 from runtape.runtime.settings import InvalidSettings, Settings
 
 log = structlog.get_logger(__name__)
+
+GIVE_UP_S = 2.0
+"""How long a start that is broken off may take to end."""
 
 
 def run(role: Role, pods: Provider | None = None) -> int:
@@ -68,37 +72,45 @@ async def _serve(settings: Settings, service: ClusterService, host: str, port: i
     stopping = asyncio.Event()
     on_signals(stopping)
     listener = listen(host, port, settings.streams.send_timeout_s)
+    front = UntilStarted()
+    server = http_server(front)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+
+    async def start() -> None:
+        await _ensure_admin(service, settings)
+        await service.start()
+
     try:
-        if not await _started(service, stopping):
-            return
-        given = settings.admin_password.get_secret_value() if settings.admin_password else None
-        password = await (await service.identity()).ensure_admin(given, generate=True)
-        if password is not None:
-            print(f"first start: user admin, password {password} (shown once)", flush=True)
-        server = http_server(await make_app(service.container, settings.allowances, MAX_BODY_BYTES))
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
-        await server.ready.wait()
-        await _announce(service, url_of(listener))
-        await asyncio.wait({serving, asyncio.create_task(stopping.wait())}, return_when=asyncio.FIRST_COMPLETED)
-        await service.end_streams()
+        if await _started(start, stopping, front.waits_for):
+            front.app = await make_app(service.container, settings.allowances, MAX_BODY_BYTES)
+            await _announce(service, url_of(listener))
+            await asyncio.wait({serving, asyncio.create_task(stopping.wait())}, return_when=asyncio.FIRST_COMPLETED)
+            await service.end_streams()
+    finally:
         server.should_exit = True
         await serving
-    finally:
         listener.close()
         await service.stop()
+
+
+async def _ensure_admin(service: ClusterService, settings: Settings) -> None:
+    given = settings.admin_password.get_secret_value() if settings.admin_password else None
+    password = await (await service.identity()).ensure_admin(given, generate=True)
+    if password is not None:
+        print(f"first start: user admin, password {password} (shown once)", flush=True)
 
 
 async def _work(settings: Settings, service: ClusterService, host: str, port: int) -> None:
     stopping = asyncio.Event()
     on_signals(stopping)
     listener = listen(host, port, settings.streams.send_timeout_s)
-    state = _Told()
-    server = http_server(state)
+    front = UntilStarted()
+    server = http_server(front)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     try:
-        if await _started(service, stopping, state.waits_for):
+        if await _started(service.start, stopping, front.waits_for):
             health = await service.container.get(Health)
-            state.routes = HealthRoutes(health, await service.container.get(Clock))
+            front.app = _HealthAlone(HealthRoutes(health, await service.container.get(Clock)))
             await _announce(service, url_of(listener))
             await stopping.wait()
             await service.drain(settings.worker.drain_s)
@@ -110,26 +122,34 @@ async def _work(settings: Settings, service: ClusterService, host: str, port: in
 
 
 async def _started(
-    service: ClusterService, stopping: asyncio.Event, waits: Callable[[str], object] = lambda _: None
+    start: Callable[[], Awaitable[None]], stopping: asyncio.Event, waits: Callable[[str], object]
 ) -> bool:
-    """Return True once everything is there, False when the process is to end before that.
+    """Return True once `start` has succeeded, False when the process is to end before that.
 
     `waits` is told what it waits for.  Raises: Permanent.
     """
-    while not stopping.is_set():
+    starting = asyncio.ensure_future(_persist(start, waits))
+    ending = asyncio.ensure_future(stopping.wait())
+    await asyncio.wait({starting, ending}, return_when=asyncio.FIRST_COMPLETED)
+    ending.cancel()
+    if starting.done():
+        starting.result()
+        return True
+    starting.cancel()
+    await asyncio.wait({starting}, timeout=GIVE_UP_S)
+    return False
+
+
+async def _persist(start: Callable[[], Awaitable[None]], waits: Callable[[str], object]) -> None:
+    while True:
         try:
-            await service.start()
+            await start()
         except Transient as error:
             log.warning("start.waiting", error=str(error))
             waits(str(error))
-            try:
-                async with asyncio.timeout(error.retry_after_s or WAIT_S):
-                    await stopping.wait()
-            except TimeoutError:
-                continue
+            await asyncio.sleep(error.retry_after_s or WAIT_S)
         else:
-            return True
-    return False
+            return
 
 
 async def _announce(service: ClusterService, url: str) -> None:
@@ -139,29 +159,18 @@ async def _announce(service: ClusterService, url: str) -> None:
     print(f"ready {url}", flush=True)
 
 
-class _Told:
-    """ASGI: a worker's health; that it lives and what it waits for, until there is somebody to ask."""
+class _HealthAlone:
+    """ASGI: the health of a worker, and nothing else."""
 
-    def __init__(self) -> None:
-        self.routes: HealthRoutes | None = None
-        self._waits_for = "starting"
-
-    def waits_for(self, what: str) -> None:
-        """Tell from now on that the process waits for `what`."""
-        self._waits_for = what
+    def __init__(self, routes: HealthRoutes) -> None:
+        self._routes = routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path")
-        if path == LIVE and self.routes is not None:
-            await self.routes.live(scope, receive, send)
-        elif path == READY and self.routes is not None:
-            await self.routes.ready(scope, receive, send)
+        if path == LIVE:
+            await self._routes.live(scope, receive, send)
         elif path == READY:
-            await tell_parts(send, {"service": self._waits_for})
+            await self._routes.ready(scope, receive, send)
         else:
-            await _answer(send, 200 if path == LIVE else 404)
-
-
-async def _answer(send: Send, status: int) -> None:
-    await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"0")]})
-    await send({"type": "http.response.body", "body": b""})
+            await send({"type": "http.response.start", "status": 404, "headers": [(b"content-length", b"0")]})
+            await send({"type": "http.response.body", "body": b""})

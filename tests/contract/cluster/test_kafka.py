@@ -51,7 +51,7 @@ async def kafka_stores(
         yield replace(
             stores,
             unit_of_work=_Told(MongoUnitOfWork(store, stores.clock), relay),
-            log=KafkaEventLog(connection, CODEC, prefix),
+            log=KafkaEventLog(connection, CODEC, publisher, prefix),
             replay=replace(stores.replay, sessions=MongoReplaySessionStore(store, publisher)),
         )
     finally:

@@ -70,7 +70,7 @@ async def test_the_lag_is_what_the_group_has_not_done(
 
     for message in commands("a", 3):
         await producer.publish(message)
-    log = KafkaEventLog(connection, CODEC, prefix)
+    log = KafkaEventLog(connection, CODEC, producer, prefix)
     deliveries = log.consume("group", (POD_COMMANDS,))
     found = [await anext(deliveries) for _ in range(3)]
     about = {"group": "group", "topic": POD_COMMANDS, "partition": 0}

@@ -118,7 +118,7 @@ async def goes_round(connection: dict[str, Any], prefix: str) -> None:
     publisher = Producer(connection, CODEC, prefix)
     await publisher.start()
     (message,) = commands("e")
-    deliveries = KafkaEventLog(connection, CODEC, prefix).consume("g", [POD_COMMANDS])
+    deliveries = KafkaEventLog(connection, CODEC, publisher, prefix).consume("g", [POD_COMMANDS])
     async with asyncio.timeout(30), aclosing(deliveries):
         await publisher.publish(message)
         delivery = await anext(deliveries)
@@ -201,7 +201,7 @@ async def test_consumers_and_the_command_line_tell_it_as_well(
     secure_kafka: SecureKafka, authority: Authority, tmp_path: Path
 ) -> None:
     connection = kafka_settings(secure_kafka, "SASL", **with_user(authority, password=WRONG))
-    log = KafkaEventLog(connection, CODEC).consume("g", [POD_COMMANDS])
+    log = KafkaEventLog(connection, CODEC, Producer(connection, CODEC)).consume("g", [POD_COMMANDS])
     for work in (lambda: anext(log), lambda: topics.check(connection)):
         assert "refuses the user runtape (SCRAM-SHA-512)" in str(await failure(work))
     env = {

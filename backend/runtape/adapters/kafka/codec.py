@@ -47,8 +47,12 @@ def fingerprint_of(name: str) -> str:
 class Schemas(Protocol):
     """What a registry knows."""
 
+    async def register(self) -> None:
+        """Let it know the committed schemas.  Raises: Permanent, when it refuses one; Transient."""
+        ...
+
     def id_of(self, name: str) -> int:
-        """Return the id of the committed schema of the record `name`."""
+        """Return the id of the committed schema of the record `name`, once all are registered."""
         ...
 
     async def by_id(self, schema_id: int) -> Schema:
@@ -63,8 +67,12 @@ class AvroCodec:
         self._schemas = schemas
         self._fingerprints: dict[int, str] = {}
 
+    async def register(self) -> None:
+        """Let the registry know the schemas of what is encoded here.  Raises: Permanent, Transient."""
+        await self._schemas.register()
+
     def encode(self, message: Message) -> bytes:
-        """Return `message` as its topic holds it."""
+        """Return `message` as its topic holds it; the schemas are registered before."""
         name = type(message).__name__
         out = io.BytesIO()
         out.write(MAGIC + self._schemas.id_of(name).to_bytes(4, "big"))

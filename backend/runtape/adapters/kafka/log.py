@@ -28,6 +28,7 @@ from runtape.adapters.kafka.codec import AvroCodec
 from runtape.adapters.kafka.connection import unreachable
 from runtape.adapters.kafka.headers import REPLAYED_BY, SCHEMA, TYPE, header, headers_of
 from runtape.adapters.kafka.offsets import Offsets
+from runtape.adapters.kafka.producer import Producer
 from runtape.domain.dead_letter import RawMessage
 from runtape.domain.events import Message
 from runtape.domain.replay import ReplaySessionId
@@ -71,14 +72,15 @@ class KafkaUndecodable(UndecodableDelivery):
 
 
 class KafkaEventLog:
-    """`EventLog` over a Kafka cluster; ``connection`` are the settings of every client.
+    """`EventLog` over a Kafka cluster; ``connection`` are the settings of every client, `producer` is who writes it.
 
     ``prefix`` stands before the names of topics and groups, where several installations share a cluster.
     """
 
-    def __init__(self, connection: Mapping[str, Any], codec: AvroCodec, prefix: str = "") -> None:
+    def __init__(self, connection: Mapping[str, Any], codec: AvroCodec, producer: Producer, prefix: str = "") -> None:
         self._connection = connection
         self._codec = codec
+        self._producer = producer
         self._prefix = prefix
         self._members: dict[str, _Member] = {}
         get_meter("runtape").create_observable_gauge(
@@ -117,6 +119,7 @@ class KafkaEventLog:
         return await decoded(self._codec, raw)
 
     async def ready(self) -> None:
+        await self._producer.ready()
         for group, member in self._members.items():
             if not await member.answers():
                 raise Transient(f"the group {group} has no connection to Kafka")

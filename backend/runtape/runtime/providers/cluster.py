@@ -1,6 +1,6 @@
 """The cluster profile: every port but the pods over Kafka, a schema registry, MongoDB and Redis."""
 
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -62,9 +62,6 @@ from runtape.runtime.providers.retention import retention
 from runtape.runtime.queue_keeper import QueueKeeper
 from runtape.runtime.settings import Settings
 
-Run = Callable[[], Coroutine[object, object, None]]
-
-
 DEAD_LETTER_LOOK_S = 2.0
 """How often a process looks at which keys the others have parked."""
 
@@ -75,11 +72,6 @@ class Background:
 
     relay: Relay
     router: PartitionedSSERouter
-
-    @property
-    def tasks(self) -> dict[str, Run]:
-        """The tasks by name; each runs until it is cancelled."""
-        return {"relay": self.relay.run, "live": self.router.run}
 
 
 class ClusterProvider(Provider):
@@ -112,28 +104,25 @@ class ClusterProvider(Provider):
     @provide
     async def store(self, settings: Settings) -> AsyncIterator[Store]:
         assert settings.mongo.url is not None
-        client = mongo.connect(settings.mongo.url.get_secret_value(), **settings.mongo.options())
-        store = await mongo.open_store(client, settings.mongo.database)
-        await make_indexes(store)
-        yield store
-        await client.close()
+        async with mongo.connect(settings.mongo.url.get_secret_value(), **settings.mongo.options()) as client:
+            store = await mongo.open_store(client, settings.mongo.database)
+            await make_indexes(store)
+            yield store
 
     @provide
-    async def codec(self, settings: Settings) -> AsyncIterator[AvroCodec]:
+    def codec(self, settings: Settings) -> Iterator[AvroCodec]:
         with closing(SchemaRegistryManager(settings.registry.connection(), settings.kafka.prefix)) as registry:
-            await registry.register()
             yield AvroCodec(registry)
 
     @provide
     async def producer(self, settings: Settings, codec: AvroCodec) -> AsyncIterator[Producer]:
         producer = Producer(settings.kafka.connection(), codec, settings.kafka.prefix)
-        await producer.start()
         yield producer
         await producer.stop()
 
     @provide
-    def event_log(self, settings: Settings, codec: AvroCodec) -> EventLog:
-        return KafkaEventLog(settings.kafka.connection(), codec, settings.kafka.prefix)
+    def event_log(self, settings: Settings, codec: AvroCodec, producer: Producer) -> EventLog:
+        return KafkaEventLog(settings.kafka.connection(), codec, producer, settings.kafka.prefix)
 
     @provide
     def relay(self, outbox: MongoOutbox, producer: Producer, events: EventRows, tasks: Tasks) -> Relay:
