@@ -15,7 +15,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from runtape.adapters.otel.spans import OpenTelemetrySpans
 from runtape.application.submission import Requested
 from runtape.domain.errors import Draining, NotWaiting, QueueFull
-from runtape.domain.events import Priority
+from runtape.domain.events import ExecutionRequested, Priority
+from runtape.domain.execution import Execution
 from runtape.domain.ids import ExecutionId
 from runtape.domain.saga import GONE, SagaStep
 from runtape.ports.admission import Gate
@@ -200,6 +201,36 @@ async def test_the_end_of_an_execution_frees_its_place_also_when_its_saga_is_los
     await world.until_quiet()
     survey = await world.queue.survey()
     assert (survey.running, survey.waiting) == (0, 0)
+
+
+async def test_who_waits_stands_in_line_when_its_request_is_told_again(world: World) -> None:
+    """Whoever stored the saga died before it brought it there."""
+    first, (one, two) = await busy(world, "print 1", "print 2")
+    await world.queue.release(one)
+    assert list(await world.queue.front(9)) == [two]
+    for execution_id in (one, two, first):
+        await world.flow.handle(world.admission.on_requested, requested(await world.get(execution_id)))
+    await world.until_quiet()
+    assert sorted(await world.queue.front(9)) == [one, two]
+    world.pods.let("go")
+    for each in (one, two):
+        assert (await world.until_stored(each)).attempt == 1
+    await world.until_quiet()
+    survey = await world.queue.survey()
+    assert (survey.running, survey.waiting) == (0, 0)
+
+
+def requested(execution: Execution) -> ExecutionRequested:
+    """Return what was told when the execution was accepted."""
+    return ExecutionRequested(
+        execution_id=execution.id,
+        project_id=execution.project_id,
+        at=execution.created_at,
+        version=1,
+        lang=execution.spec.lang,
+        lang_version=execution.spec.lang_version,
+        priority=execution.spec.priority,
+    )
 
 
 # Traces

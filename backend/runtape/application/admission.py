@@ -70,11 +70,14 @@ class Admission:
     async def on_requested(self, message: Message, documents: Documents) -> Step:
         """Begin the saga of a new execution: admitted at once when there is room, else queued."""
         assert isinstance(message, ExecutionRequested)
-        if await documents.saga(message.execution_id) is not None:
-            return NOTHING
+        begun = await documents.saga(message.execution_id)
         execution = await documents.execution(message.execution_id)
         if execution is None or execution.status.terminal:
             return NOTHING
+        if begun is not None:
+            # Told again, perhaps because whoever stored the saga died before it stood in line.
+            waits = begun.step is SagaStep.QUEUE
+            return Step(effects=(self._enqueueing(_entry(begun)),)) if waits else NOTHING
         saga = sagas.begin(message, execution.attempt + 1, execution.correlation)
         entry = _entry(saga)
         if not await self._queue.offer(entry):
