@@ -373,13 +373,13 @@ async def test_who_follows_a_worker_takes_what_it_ran_for_lost_at_once(folder: P
     async with a_world(folder, owner="dead") as dead:
         await leave(dead, started(waiting()), saga_at(SagaStep.MONITOR))
     async with a_world(folder, owner="worker-2") as world:
-        await world.sweeper.succeed("another")
+        await world.sweeper.succeed(["another"])
         assert (await world.get(EXECUTION)).version == 2, "it is another's"
-        await world.sweeper.succeed("worker-1")
+        await world.sweeper.succeed(["another", "worker-1"])
         taken = await world.get(EXECUTION)
         assert taken.version > 2
         assert taken.lease is None or taken.lease.owner == "worker-2"
-        await world.sweeper.succeed("worker-1")
+        await world.sweeper.succeed(["another", "worker-1"])
         assert await world.get(EXECUTION) == taken
 
 

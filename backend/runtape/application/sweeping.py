@@ -14,7 +14,7 @@ is set back: it notices the jump and looks once at everything that is due within
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Sequence
 from datetime import timedelta
 from operator import attrgetter
 from typing import TypeVar
@@ -108,13 +108,13 @@ class Sweeper:
                 await self._admission.check(saga.execution_id)
         await self._admission.admit_waiting()
 
-    async def succeed(self, owner: str) -> None:
-        """Take for lost what the worker with the id `owner`, which is known to be dead, was running.
+    async def succeed(self, owners: Collection[str]) -> None:
+        """Take for lost what the workers with the ids `owners`, which are known to be dead, were running.
 
         Idempotent.  Raises: Transient.
         """
         async for execution in self._executions.unfinished():
-            if execution.lease is not None and execution.lease.owner == owner:
+            if execution.lease is not None and execution.lease.owner in owners:
                 await self._monitor.interrupt(execution.id, execution.attempt, "worker_lost")
 
     async def run(self) -> None:

@@ -9,7 +9,7 @@ for a while; then the rest is killed, and its lease brings it to another worker.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import timedelta
 
 import structlog
@@ -108,10 +108,9 @@ class ClusterService:
         runs = {"live": background.router.run, **(await self._tasks(pods, catalogue))}
         consumer = await self._consumer(self._role, flow, tasks) if self._role is not None else None
         if self._role is Role.K8S_WORKER:
-            before = self._succession.take((await get(ProcessIdentity)).owner)
-            if before is not None:
-                sweeper = await get(Sweeper)
-                tasks.spawn(persistently(lambda: sweeper.succeed(before), "succession"), "succession")
+            me, sweeper = (await get(ProcessIdentity)).owner, await get(Sweeper)
+            if before := self._succession.take(me):
+                tasks.spawn(self._succeed(me, before, sweeper), "succession")
         if self._role is None:
             await self._reach_log(producer, background.relay, tasks)
         else:
@@ -136,6 +135,10 @@ class ClusterService:
         done, _ = await asyncio.wait({reaching}, timeout=LOG_WAIT_S)
         for each in done:
             each.result()
+
+    async def _succeed(self, me: str, before: Sequence[str], sweeper: Sweeper) -> None:
+        await persistently(lambda: sweeper.succeed(before), "succession")
+        self._succession.settled(me)
 
     async def _tasks(self, pods: PodRuntime, catalogue: RuntimeCatalogue) -> dict[str, Run]:
         """Return what the role keeps running beside its consumer, by name."""
