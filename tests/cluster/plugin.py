@@ -1,7 +1,9 @@
 """One cluster for all tests that a process runs over it; `pytest_plugins` of tests/conftest.py names this module."""
 
 import asyncio
+import contextlib
 from collections.abc import Iterator
+from typing import TypeVar
 
 import pytest
 
@@ -15,6 +17,8 @@ from runtape.domain.identity import Role
 from tests.cluster.processes import Cluster
 from tests.e2e.server import ADMIN_PASSWORD, a_user_with_key
 
+C = TypeVar("C", bound=Cluster)
+
 ADMIN = "admin"
 OTHER, WATCHED = "other", "watched"
 """Users of the end-to-end suite beside the admin."""
@@ -22,7 +26,13 @@ OTHER, WATCHED = "other", "watched"
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    cluster = Cluster(tmp_path_factory.mktemp("cluster"))
+    with running(Cluster(tmp_path_factory.mktemp("cluster"))) as cluster:
+        yield cluster
+
+
+@contextlib.contextmanager
+def running(cluster: C) -> Iterator[C]:
+    """Start the parts, the users and the processes of a cluster; stop all of it at the end."""
     try:
         cluster.begin()
         cluster.keys.update(asyncio.run(seeded(cluster)))

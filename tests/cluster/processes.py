@@ -9,12 +9,13 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import IO, Self
 from urllib.parse import urlsplit
 
 from runtape.adapters.kafka import topics
 from runtape.runtime.roles import Role
 from tests.cli.commands import environment
+from tests.e2e.forks import Forked
 from tests.e2e.server import ADMIN_PASSWORD, Client
 from tests.e2e.stores import MongoView, StoreView
 from tests.rig import given
@@ -36,39 +37,58 @@ class Process:
     def __init__(self, name: str, folder: Path, command: Sequence[str], env: Mapping[str, str], url: str = "") -> None:
         self.name = name
         self.log = folder / f"{name}.log"
+        self.data = folder / name
         self._command = command
-        self._env = {**env, "RUNTAPE_DATA": str(folder / name)}
+        self._env = {**env, "RUNTAPE_DATA": str(self.data)}
         self.url = url
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | Forked | None = None
+        self._said: list[str] = []
 
-    def begin(self) -> Self:
-        """Start the process; `until_ready` waits for it."""
-        port = str(urlsplit(self.url).port or 0)  # that of its life before, if it had one
+    def begin(self, **env: str) -> Self:
+        """Start the process, in this life with `env` as well; `until_ready` waits for it."""
+        self._said = []
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [port if word == PORT else word for word in self._command],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                env=environment(**self._env),
-                cwd=ROOT,
-            )
+            self._process = self._started(log, environment(**self._env, **env))
         return self
+
+    def _started(self, log: IO[bytes], env: dict[str, str]) -> "subprocess.Popen[bytes] | Forked":
+        port = str(urlsplit(self.url).port or 0)  # that of its life before, if it had one
+        return subprocess.Popen(
+            [port if word == PORT else word for word in self._command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env=env,
+            cwd=ROOT,
+        )
 
     def until_ready(self) -> Self:
         """Return once the process says that it is ready."""
+        self.url = self.until_said(r"ready (http://\S+)")[1]
+        return self
+
+    def until_said(self, pattern: str) -> re.Match[str]:
+        """Return the match of a line that the process says, or has said in this life."""
+        for line in self._said:
+            if found := re.match(pattern, line):
+                return found
         assert self._process is not None and self._process.stdout is not None
         for line in iter(self._process.stdout.readline, b""):
-            if found := re.match(rb"ready (http://\S+)", line):
-                self.url = found[1].decode()
-                return self
-        raise AssertionError(f"{self.name} did not start: {self.log.read_text()[-4000:]}")
+            self._said.append(line.decode())
+            if found := re.match(pattern, self._said[-1]):
+                return found
+        raise AssertionError(f"{self.name} ended and never said {pattern}: {self.log.read_text()[-4000:]}")
 
     def tell(self, line: str) -> None:
-        """Send a line to a worker whose pods are simulated."""
+        """Send a line to the standard input of a worker of the tests."""
         assert self._process is not None and self._process.stdin is not None
         self._process.stdin.write(line.encode() + b"\n")
         self._process.stdin.flush()
+
+    @property
+    def begun(self) -> bool:
+        """Whether the process was started, and its end was not noticed."""
+        return self._process is not None
 
     @property
     def pid(self) -> int:
@@ -94,16 +114,21 @@ class Process:
         self._process.send_signal(signal.SIGCONT)
 
     def _end(self, number: signal.Signals) -> int:
+        assert self._process is not None
+        self._process.send_signal(number)
+        return self.ended(STOP_S)
+
+    def ended(self, within_s: float) -> int:
+        """Return the exit code once the process has ended; one that goes on for longer is killed, and that raises."""
         process = self._process
         assert process is not None and process.stdout is not None and process.stdin is not None
-        process.send_signal(number)
         try:
-            return process.wait(STOP_S)
+            return process.wait(within_s)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
             told = self.log.read_text()[-3000:]
-            raise AssertionError(f"{self.name} did not end within {STOP_S:g} s: {told}") from None
+            raise AssertionError(f"{self.name} did not end within {within_s:g} s: {told}") from None
         finally:
             process.stdout.close()
             with contextlib.suppress(BrokenPipeError):
@@ -195,7 +220,7 @@ class Cluster:
 
     def api(self, url: str = "") -> Process:
         """Begin another process of the API, at a port of the loopback if one is given."""
-        return self._begin("api", API, url)
+        return self._begin("api", API, url=url)
 
     def worker(self, role: Role) -> Process:
         """Begin another worker."""
@@ -203,7 +228,9 @@ class Cluster:
             return self._begin(role, [sys.executable, "-m", "tests.cluster.simulated_worker"])
         return self._begin(role, [sys.executable, "-m", f"workers.{role}"])
 
-    def _begin(self, name: str, command: Sequence[str], url: str = "") -> Process:
+    def _begin(
+        self, name: str, command: Sequence[str], kind: type[Process] = Process, url: str = "", **more: str
+    ) -> Process:
         self._numbers[name] += 1
         env = {
             "PYTHONPATH": f"{ROOT}:{ROOT / 'backend'}",
@@ -220,8 +247,9 @@ class Cluster:
             "RUNTAPE_ADMISSION__RUNNING": str(self._running),
             "RUNTAPE_RATE_LIMITS__EXECUTIONS_PER_MINUTE": "100000",
             "RUNTAPE_RATE_LIMITS__CALLS_PER_MINUTE": "100000",
+            **more,
         }
-        return Process(f"{name}-{self._numbers[name]}", self._folder, command, env, url).begin()
+        return kind(f"{name}-{self._numbers[name]}", self._folder, command, env, url).begin()
 
     def close(self) -> None:
         """Stop everything."""

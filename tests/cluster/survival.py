@@ -1,9 +1,9 @@
 """Breaking something under a flood of runs: none is lost, none ends twice, no byte is missing, and soon all is well."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from tests.cluster.flood import check, flood
+from tests.cluster.flood import Followed, check, flood
 from tests.e2e.server import Client
 
 RUNS = 200
@@ -19,18 +19,27 @@ async def survived(
     name: str,
     break_it: Callable[[], object],
     mend_it: Callable[[], object] = lambda: None,
+    *,
+    runs: int = RUNS,
+    over_s: float = OVER_S,
+    before_s: float = BEFORE_S,
+    down_s: float = DOWN_S,
     within_s: float = RETURN_S,
-) -> None:
-    """Break something, mend it, and check all runs; both are called in a thread."""
+) -> Sequence[Followed]:
+    """Break something, mend it, check all runs and return them; both are called in a thread."""
     loop = asyncio.get_running_loop()
     began_at_s = loop.time()
-    flooding = asyncio.ensure_future(flood(clients, name, RUNS, OVER_S))
-    await asyncio.sleep(BEFORE_S)
-    await asyncio.to_thread(break_it)
-    await asyncio.sleep(DOWN_S)
-    await asyncio.to_thread(mend_it)
-    well_at_s = max(loop.time(), began_at_s + OVER_S)
-    found = await flooding
+    flooding = asyncio.ensure_future(flood(clients, name, runs, over_s))
+    try:
+        await asyncio.sleep(before_s)
+        await asyncio.to_thread(break_it)
+        await asyncio.sleep(down_s)
+        await asyncio.to_thread(mend_it)
+        well_at_s = max(loop.time(), began_at_s + over_s)
+        found = await flooding
+    finally:
+        flooding.cancel()
     await check(clients[0], name, found)
     late_s = max(each.ended_at_s for each in found) - well_at_s
     assert late_s <= within_s, f"the last run ended {late_s:.1f} s after all was well"
+    return found

@@ -1,11 +1,12 @@
-"""Forks servers over simulated pods: ``python -m tests.e2e.forker FD``.
+"""Forks processes that call ``main`` of a module: ``python -m tests.e2e.forker FD MODULE``.
 
-Reads from the socket FD datagrams of JSON ``{data, env}`` with four descriptors: a server's standard input, output and
-error, and a socket that gets its pid and, once it is dead, its exit code.  At the end of the requests it kills the
-servers that are left.
+Reads from the socket FD datagrams of JSON ``{argument, env}`` with four descriptors: a process's standard input, output
+and error, and a socket that gets its pid and, once it is dead, its exit code.  What ``main`` returns is that code.  At
+the end of the requests it kills the processes that are left.
 """
 
 import contextlib
+import importlib
 import json
 import os
 import selectors
@@ -13,18 +14,18 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
-
-from tests.e2e.simulated_server import main
 
 REQUEST_BYTES = 1 << 17
 DESCRIPTORS = 4
 
 
-def serve_requests(requests: socket.socket) -> None:
-    """Fork a server for each request, until there are no more."""
+Main = Callable[[str], int]
+
+
+def serve_requests(requests: socket.socket, main: Main) -> None:
+    """Fork a process for each request, until there are no more."""
     living: dict[int, tuple[int, socket.socket]] = {}
     with selectors.DefaultSelector() as selector:
         selector.register(requests, selectors.EVENT_READ)
@@ -43,7 +44,7 @@ def serve_requests(requests: socket.socket) -> None:
                     return
                 pid = os.fork()
                 if pid == 0:
-                    _become_server(**json.loads(data), fds=fds)
+                    _become(main, **json.loads(data), fds=fds)
                 told = socket.socket(fileno=fds.pop())
                 for fd in fds:
                     os.close(fd)
@@ -59,7 +60,7 @@ def _bury(pid: int, told: socket.socket) -> None:
         told.send(str(os.waitstatus_to_exitcode(status)).encode())
 
 
-def _become_server(data: str, env: Mapping[str, str], fds: Sequence[int]) -> NoReturn:
+def _become(main: Main, argument: str, env: Mapping[str, str], fds: Sequence[int]) -> NoReturn:
     code = 1
     try:
         for target, fd in enumerate(fds[:3]):
@@ -67,7 +68,7 @@ def _become_server(data: str, env: Mapping[str, str], fds: Sequence[int]) -> NoR
         os.closerange(3, os.sysconf("SC_OPEN_MAX"))
         os.environ.clear()
         os.environ.update(env)
-        code = main(Path(data))
+        code = main(argument)
     except BaseException:
         traceback.print_exc()
     finally:
@@ -77,4 +78,4 @@ def _become_server(data: str, env: Mapping[str, str], fds: Sequence[int]) -> NoR
 
 
 if __name__ == "__main__":
-    serve_requests(socket.socket(fileno=int(sys.argv[1])))
+    serve_requests(socket.socket(fileno=int(sys.argv[1])), importlib.import_module(sys.argv[2]).main)

@@ -32,6 +32,7 @@ from tests.e2e.stores import SqliteView, StoreView
 ADMIN_PASSWORD = "correct horse battery staple"
 STOP_S = 15.0
 
+SIMULATED = "tests.e2e.simulated_server"
 SANDBOXED = (sys.executable, "-P", "-m", "runtape.cli", "up", "--port", "0", "--data")
 
 
@@ -68,7 +69,7 @@ class Server:
         env = environment(**more)
         with self.log.open("ab") as log:
             if self.simulated:
-                self.process = Forker.shared().start(self.data, log, env)
+                self.process = Forker.shared(SIMULATED).start(str(self.data), log, env)
             else:
                 command = SANDBOXED if self._module is None else (sys.executable, "-P", "-m", self._module)
                 self.process = subprocess.Popen(

@@ -83,6 +83,6 @@ class PodsProvider(Provider):
         return Pods(feed)
 
 
-def main(data: Path) -> int:
+def main(data: str) -> int:
     """Serve over the folder `data` until a signal, and return the exit code."""
-    return serve(Settings(data=data), host="127.0.0.1", port=0, ephemeral=False, pods=PodsProvider())
+    return serve(Settings(data=Path(data)), host="127.0.0.1", port=0, ephemeral=False, pods=PodsProvider())

@@ -103,6 +103,8 @@ class Kafka(Part):
             # A broker of its own has nobody to wait for.
             "group.initial.rebalance.delay.ms": 0,
             "group.coordinator.append.linger.ms": 0,
+            # Some tests let their members be missed within seconds.
+            "group.min.session.timeout.ms": 1000,
             # After a kill the old registration stands in the way until it expires.
             "broker.session.timeout.ms": 2000,
             "broker.heartbeat.interval.ms": 500,
