@@ -56,7 +56,7 @@ class MortalCluster(Cluster):
 
         def hasten() -> None:
             with MongoClient[dict[str, Any]](self.mongo.direct_url) as client:
-                rows = client["runtape"]["executions"]
+                rows = client[self.database]["executions"]
                 while not over.wait(HASTE_S):
                     rows.update_many({**where, "due_us": {"$exists": True}}, {"$set": {"due_us": 1}})
 

@@ -41,3 +41,17 @@ async def test_the_processes_of_the_api_die_one_after_the_other(cluster: Cluster
             process.begin().until_ready()
 
     await survived(clients, "api-dies", die)
+
+
+async def test_every_process_is_replaced_while_runs_go_on(cluster: Cluster, clients: list[Client]) -> None:
+    def replace(number: int) -> None:
+        processes = [cluster.apis[number], *(cluster.workers[role][number] for role in WORKERS)]
+        for process in processes:
+            assert process.stop() == 0
+            process.begin()
+        for process in processes:
+            process.until_ready()
+
+    found = await survived(clients, "replaced", lambda: replace(0), lambda: replace(1))
+    attempts = {attempt for each in found for attempt, _ in each.records}
+    assert attempts == {1}, "who is asked to go lets what it runs come to its end"

@@ -8,6 +8,7 @@ import argparse
 import asyncio
 import json
 import os
+import shlex
 import signal
 import sys
 import tempfile
@@ -103,7 +104,7 @@ def up() -> int:
         asyncio.run(topics.initialise({"bootstrap_servers": kafka.bootstrap}, 1))
         (folder() / "running.json").write_text(json.dumps({"pid": os.getpid()}))
         for name, value in settings(found).items():
-            print(f"export {name}={value}", flush=True)
+            print(f"export {name}={shlex.quote(value)}", flush=True)
         signal.pause()
     except store.Unobtainable as error:
         print(f"error: {error}", file=sys.stderr)
