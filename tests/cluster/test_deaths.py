@@ -20,7 +20,7 @@ from tests.cluster.survival import survived
 from tests.e2e.server import Client
 from tests.e2e.test_sagas import ended
 
-pytestmark = [pytest.mark.needs("kafka", "mongo", "redis", "registry", "alone"), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.needs("kafka", "mongo", "redis", "registry", "alone", "own"), pytest.mark.timeout(120)]
 
 RUNS = 30
 OVER_S = 1.5
