@@ -220,6 +220,16 @@ async def test_who_waits_stands_in_line_when_its_request_is_told_again(world: Wo
     assert (survey.running, survey.waiting) == (0, 0)
 
 
+async def test_who_waits_is_admitted_when_whoever_gave_a_place_back_has_died(world: World) -> None:
+    """A place was given back, and nobody else is going to give one back."""
+    first, (one,) = await busy(world, "print 1")
+    await world.queue.release(first)
+    await world.sweeper.sweep()
+    assert (await world.until_stored(one)).attempt == 1
+    world.pods.let("go")
+    await world.until_stored(first)
+
+
 def requested(execution: Execution) -> ExecutionRequested:
     """Return what was told when the execution was accepted."""
     return ExecutionRequested(

@@ -139,9 +139,10 @@ class Admission:
             await self.admit_waiting()
 
     async def reconcile(self) -> None:
-        """Give places back whose sagas hold none, and carry out grants that were lost.
+        """Give places back whose sagas hold none, carry out grants that were lost, and admit whoever may run now.
 
-        What frees a place is an effect: it is lost with its process, or with the answer to the commit before it.
+        What frees a place, and what passes it on then, is an effect: it is lost with its process, or with the answer to
+        the commit before it.
         """
         for execution_id in await self._queue.held(GRANT_S):
             saga = await self._sagas.get(execution_id)
@@ -149,6 +150,7 @@ class Admission:
                 await self.requeue(saga)
             elif saga is None or not saga.admitted:
                 await self._passing_on(execution_id)()
+        await self.admit_waiting()
 
     async def restart(self, execution_id: ExecutionId, attempt: int) -> None:
         """Ask for `attempt`, whose ``execution.restarted`` was lost."""
