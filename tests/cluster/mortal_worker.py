@@ -10,8 +10,9 @@ given to it.  A worker that is not told to die is as any other.
 Its programs print record by record, so that a tape can be written in part.
 
 What shows that somebody is gone comes sooner than in the product, so that many deaths take minutes: a member is missed
-after `SESSION_MS`, and sweeps come every `SWEEP_S`.  When something is due stays as it is; leases alone are looked at
-by the pod_monitor for `WATCHED` only.
+after `SESSION_MS`, sweeps come every `SWEEP_S`, and the pod_monitor looks at a lease for `WATCHED`.  What would hide a
+loss is kept away: offsets are committed every `COMMIT_S`, so that little is delivered again, and an end without a
+result is not due before `RESULT_DUE`.
 """
 
 import asyncio
@@ -37,6 +38,7 @@ from runtape.adapters.redis.admission import RedisAdmissionQueue
 from runtape.adapters.simulated import SimulatedPodRuntime
 from runtape.application import relaying, running, sweeping
 from runtape.application.monitoring import PodMonitor
+from runtape.domain import execution
 from runtape.domain.tape import Record
 from runtape.ports.pod_runtime import PodKey, PodRuntime
 from runtape.runtime.cluster_process import run
@@ -45,8 +47,10 @@ from runtape.runtime.roles import Role
 
 DIES_AT = "DIES_AT"
 SESSION_MS, HEARTBEAT_MS = 3_000, 500
+COMMIT_S, LINGER_S = 0.2, 0.6
 SWEEP_S = 1.0
 WATCHED = timedelta(seconds=1)
+RESULT_DUE = timedelta(minutes=5)
 
 Given = tuple[Any, ...]
 
@@ -56,7 +60,8 @@ class Step:
     """A call of `method`, as it begins or, `after` it, as it has returned.
 
     ``counts`` looks at what the call was given and what it returned, None before it has.  A call of `stalls` does not
-    return meanwhile: so it is sure which of two that go side by side comes first.
+    return meanwhile: so it is sure which of two that go side by side comes first.  One that `lingers` lets all else go
+    on for `LINGER_S` before the process dies, so that offsets are committed as far as they may be.
     """
 
     owner: type
@@ -64,6 +69,7 @@ class Step:
     after: bool = False
     counts: Callable[[Given, Any], bool] = lambda _given, _answer: True
     stalls: tuple[type, str] | None = None
+    lingers: bool = False
 
 
 def _tells(given: Given, _: Any) -> bool:
@@ -82,8 +88,8 @@ def _is_part(given: Given, _: Any) -> bool:
 
 
 STEPS: Mapping[str, Step] = {
-    "fetched": Step(Dispatcher, "dispatch"),
-    "not-committed": Step(MongoUnitOfWork, "commit"),
+    "fetched": Step(Dispatcher, "dispatch", lingers=True),
+    "not-committed": Step(MongoUnitOfWork, "commit", lingers=True),
     "committed": Step(MongoUnitOfWork, "commit", after=True, counts=_tells),
     "recorded": Step(EventRows, "append", after=True, stalls=(Producer, "publish")),
     "published": Step(Producer, "publish", after=True, stalls=(EventRows, "append")),
@@ -115,18 +121,20 @@ def arm(words: str) -> None:
     step = STEPS[name]
     numbers = itertools.count(1)
 
-    def passes(given: Given, answer: Any) -> None:
+    async def passes(given: Given, answer: Any) -> None:
         if step.counts(given, answer) and next(numbers) == int(nth):
+            if step.lingers:
+                await asyncio.sleep(LINGER_S)
             os.kill(os.getpid(), signal.SIGKILL)
 
     real = getattr(step.owner, step.method)
 
     async def counted(self: Any, *given: Any, **named: Any) -> Any:
         if not step.after:
-            passes(given, None)
+            await passes(given, None)
         answer = await real(self, *given, **named)
         if step.after:
-            passes(given, answer)
+            await passes(given, answer)
         return answer
 
     async def stalled(*_: Any) -> None:
@@ -139,9 +147,10 @@ def arm(words: str) -> None:
 
 
 def hurry(role: Role) -> None:
-    """Let it be noticed soon that somebody is gone."""
-    kafka_log.SESSION_MS, kafka_log.HEARTBEAT_MS = SESSION_MS, HEARTBEAT_MS
+    """Let it be noticed soon that somebody is gone, and nothing else help."""
+    kafka_log.SESSION_MS, kafka_log.HEARTBEAT_MS, kafka_log.COMMIT_S = SESSION_MS, HEARTBEAT_MS, COMMIT_S
     relaying.SWEEP_INTERVAL_S = sweeping.SWEEP_INTERVAL_S = SWEEP_S
+    execution.RESULT_DUE = RESULT_DUE
     if role is Role.POD_MONITOR:  # it holds no leases, it looks at them
         running.LEASE_TTL = WATCHED
         sweeping.LEASE_GRACE = timedelta()  # pyright: ignore[reportPrivateImportUsage]  # its own copy

@@ -76,9 +76,18 @@ async def outlived(
     client = clients[0]
     for each in found:
         await ended(client, each.execution_id)
+        assert await lacking(client, each.execution_id) == set()
     async with asyncio.timeout(WITHIN_S):
         while await in_the_queue(client):  # noqa: ASYNC110  # whoever is, is in another process
             await asyncio.sleep(LOOK_S)
+
+
+async def lacking(client: Client, execution_id: str) -> set[str]:
+    """Return which steps of an execution the event store does not have."""
+    steps = (await client.get(f"/executions/{execution_id}/events", params={"limit": 100})).json()["events"]
+    body = {"filters": {"execution_id": execution_id}}
+    stored = (await client.post("/admin/events/browse", json=body)).json()["events"]
+    return {each["event_id"] for each in steps} - {each["event_id"] for each in stored}
 
 
 async def in_the_queue(client: Client) -> int:
