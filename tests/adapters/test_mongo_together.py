@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import pytest
 
 from runtape.adapters.mongo.together import MOST, Together
+from runtape.ports.errors import Transient, Unavailable
 
 
 class Shelf:
@@ -16,6 +17,7 @@ class Shelf:
         self.asked: list[Sequence[int]] = []
         self.answers: list[asyncio.Event] = []
         self.broken: Exception | None = None
+        self.unreadable: int | None = None
 
     async def fetch(self, keys: Sequence[int]) -> Mapping[int, str]:
         self.asked.append(keys)
@@ -25,6 +27,8 @@ class Shelf:
         await answer.wait()
         if self.broken is not None:
             raise self.broken
+        if self.unreadable in keys:
+            raise ValueError(f"thing {self.unreadable} cannot be read")
         return found
 
     async def let_go(self, number: int) -> None:
@@ -101,14 +105,41 @@ async def test_who_leaves_takes_nothing_from_the_others() -> None:
 async def test_a_failure_is_that_of_those_who_asked_and_of_nobody_else() -> None:
     shelf = Shelf()
     together = Together(shelf.fetch)
-    shelf.broken = OSError("away")
-    first = [asyncio.create_task(together.get(number)) for number in (1, 2)]
+    shelf.broken = Transient("refused")
+    first = [asyncio.create_task(together.get(1))]
     await turn()
     second = asyncio.create_task(together.get(1))
     await shelf.let_go(0)
     for each in first:
-        with pytest.raises(OSError, match="away"):
+        with pytest.raises(Transient, match="refused"):
             await each
     shelf.broken = None
     await shelf.let_go(1)
     assert await second == "thing 1"
+
+
+async def test_nobody_waits_for_what_is_away_as_long_again() -> None:
+    shelf = Shelf()
+    together = Together(shelf.fetch)
+    shelf.broken = Unavailable("away")
+    asking = [asyncio.create_task(together.get(1))]
+    await turn()
+    asking += [asyncio.create_task(together.get(number)) for number in range(3 * MOST)]
+    await shelf.let_go(0)
+    for each in asking:
+        with pytest.raises(Unavailable, match="away"):
+            await each
+    assert shelf.asked == [[1]]
+
+
+async def test_what_cannot_be_read_is_the_failure_of_who_asked_for_it() -> None:
+    shelf = Shelf()
+    together = Together(shelf.fetch)
+    shelf.unreadable = 3
+    asking = [asyncio.create_task(together.get(number)) for number in range(5)]
+    for number in range(6):
+        await shelf.let_go(number)
+    told = await asyncio.gather(*asking, return_exceptions=True)
+    assert [each for each in told if isinstance(each, str)] == [f"thing {number}" for number in (0, 1, 2, 4)]
+    assert isinstance(told[3], ValueError)
+    assert shelf.asked == [[0, 1, 2, 3, 4], [0], [1], [2], [3], [4]]

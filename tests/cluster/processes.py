@@ -256,5 +256,6 @@ class Cluster:
         for process in self.processes():
             with contextlib.suppress(AssertionError):
                 process.close()
-        for part in self.parts:
-            part.stop()
+        with contextlib.ExitStack() as stack:  # each, whatever becomes of another
+            for part in self.parts:
+                stack.callback(part.stop)

@@ -16,6 +16,7 @@ import structlog
 from dishka import AsyncContainer, Provider, Scope, make_async_container, provide
 from redis.asyncio import Redis
 
+from runtape.adapters.kafka.connection import REFUSED_WAIT_S
 from runtape.adapters.kafka.producer import Producer
 from runtape.adapters.mongo.announced import ANNOUNCE_INTERVAL_S, AnnouncedRuntimes, NoPods
 from runtape.adapters.mongo.events import EventRows
@@ -36,7 +37,7 @@ from runtape.application.running import Worker
 from runtape.application.runtimes import RuntimeCatalogue
 from runtape.application.storing import ResultProcessor
 from runtape.application.sweeping import Sweeper
-from runtape.ports.errors import Transient
+from runtape.ports.errors import Permanent, Transient
 from runtape.ports.live import LiveFeed
 from runtape.ports.log import EventLog
 from runtape.ports.pod_runtime import PodRuntime
@@ -124,9 +125,19 @@ class ClusterService:
 
     async def _reach_log(self, producer: Producer, relay: Relay, tasks: Tasks) -> None:
         """Let `producer` begin now, or in the background for as long as it takes.  Raises: Permanent."""
+        begun = False
 
         async def reach() -> None:
-            await persistently(producer.start, "log")
+            while True:
+                try:
+                    await persistently(producer.start, "log")
+                    break
+                except Permanent as error:
+                    if not begun:
+                        raise
+                    # A person ends that; the runs that were accepted meanwhile are in their outboxes.
+                    log.error("log.refused", error=str(error))
+                    await asyncio.sleep(REFUSED_WAIT_S)
             # Not before: what a process takes up and cannot tell is kept from those that could.
             tasks.keep(relay.run, "relay")
 
@@ -135,6 +146,7 @@ class ClusterService:
         done, _ = await asyncio.wait({reaching}, timeout=LOG_WAIT_S)
         for each in done:
             each.result()
+        begun = True
 
     async def _succeed(self, me: str, before: Sequence[str], sweeper: Sweeper) -> None:
         await persistently(lambda: sweeper.succeed(before), "succession")

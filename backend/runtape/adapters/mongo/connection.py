@@ -30,7 +30,7 @@ _UNAUTHORISED = {13: "Unauthorized", 18: "AuthenticationFailed", 8000: "AtlasErr
 def connect(url: str, **options: Any) -> "AsyncMongoClient[Row]":
     """Return a client of the deployment at `url`, which connects when it is used; the caller closes it.
 
-    A write returns once it is in the journal of a majority, or as the URL says; `open_store` sees to it.  `options` are
+    What its URL says of reads and writes does not count; a write returns as `open_store` has it.  `options` are
     PyMongo's, for credentials and certificates.  Raises: Permanent, when it cannot be used.
     """
     try:
@@ -65,15 +65,13 @@ async def open_store(client: "AsyncMongoClient[Row]", database: str) -> Store:
     store = client[database]
     with transient():
         hello = await client.admin.command("hello")
-    return store.with_options(write_concern=concern_for(store.write_concern, hello))
+    return store.with_options(write_concern=concern_for(hello))
 
 
-def concern_for(wanted: WriteConcern, hello: Mapping[str, Any]) -> WriteConcern:
-    """Return what to ask of a deployment that says `hello` so, where `wanted` is asked of it."""
+def concern_for(hello: Mapping[str, Any]) -> WriteConcern:
+    """Return what to ask of a deployment that says `hello` so."""
     replicated = "setName" in hello or hello.get("msg") == "isdbgrid"
-    if replicated or wanted.document.get("w") != "majority":
-        return wanted
-    return WriteConcern(w=1, j=wanted.document.get("j"))
+    return WriteConcern(w="majority" if replicated else 1, j=True)
 
 
 @contextlib.contextmanager

@@ -51,7 +51,8 @@ class MongoTapeStore:
         self._pages = store[TAPES]
         self._reads = Together(self._fetch)
         self._open: dict[PodKey, OpenTape] = {}
-        self._next_page: dict[PodKey, int] = {}
+        self._written: dict[PodKey, tuple[int, int]] = {}
+        """Of the tapes that are open, the next page and the last record before it; acknowledged or not, it is there."""
 
     def open_tape(self, key: PodKey) -> None:
         self._open.setdefault(key, OpenTape())
@@ -68,12 +69,11 @@ class MongoTapeStore:
                 size += len(left[count].data)
                 count += 1
             there = await self._write(key, page, left[:count], size)
+            last_seq = left[count - 1].seq if there is None else there["last_seq"]
+            left = [record for record in left if record.seq > last_seq]
             page += 1
-            if there is not None and there["last_seq"] != left[count - 1].seq:
-                left = [record for record in left if record.seq > there["last_seq"]]
-            else:
-                left = left[count:]
-            self._next_page[key] = page
+            if tape is not None:
+                self._written[key] = page, last_seq
         if tape is not None:
             for record in records:
                 if record.seq == tape.last_seq + 1:
@@ -85,7 +85,7 @@ class MongoTapeStore:
         tape = self._open.get(key)
         if tape is not None:
             # Nobody else writes it: should there be a page for all that, this one meets it.
-            return self._next_page.get(key, 0), tape.last_seq
+            return self._written.get(key, (0, 0))
         with transient():
             last = await self._pages.find_one(
                 {"tape": _name(key)}, {"page": 1, "last_seq": 1, "sealed": 1}, sort=_BACKWARDS
@@ -250,7 +250,7 @@ class MongoTapeStore:
 
     async def close_tape(self, key: PodKey) -> None:
         tape = self._open.pop(key, None)
-        self._next_page.pop(key, None)
+        self._written.pop(key, None)
         if tape is not None:
             tape.abandon()
 

@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from itertools import islice
 from typing import Generic, TypeVar
 
+from runtape.ports.errors import Transient, Unavailable
+
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
@@ -41,22 +43,39 @@ class Together(Generic[K, V]):
     async def _ask(self) -> None:
         try:
             while self._waiting:
-                asked = {key: self._waiting.pop(key) for key in list(islice(self._waiting, MOST))}
-                try:
-                    found = await self._fetch(list(asked))
-                except BaseException as error:
-                    for answer in asked.values():
-                        answer.set_exception(error) if isinstance(error, Exception) else answer.cancel()
-                    if not isinstance(error, Exception):
-                        raise
-                else:
-                    for key, answer in asked.items():
-                        answer.set_result(found.get(key))
+                await self._answer({key: self._waiting.pop(key) for key in list(islice(self._waiting, MOST))})
         finally:
             self._asking = None
             for answer in self._waiting.values():
                 answer.cancel()
             self._waiting.clear()
+
+    async def _answer(self, asked: "Mapping[K, asyncio.Future[V | None]]") -> None:
+        try:
+            found = await self._fetch(list(asked))
+        except Transient as error:
+            self._fail(asked, error)
+            if isinstance(error, Unavailable):  # it took its time: those who came meanwhile need not wait as long again
+                self._fail(self._waiting, error)
+                self._waiting.clear()
+        except Exception as error:
+            if len(asked) == 1:
+                self._fail(asked, error)
+                return
+            # One of them cannot be read: that is the failure of whoever asked for it.
+            for key, answer in asked.items():
+                await self._answer({key: answer})
+        except BaseException:
+            for answer in asked.values():
+                answer.cancel()
+            raise
+        else:
+            for key, answer in asked.items():
+                answer.set_result(found.get(key))
+
+    def _fail(self, asked: "Mapping[K, asyncio.Future[V | None]]", error: Exception) -> None:
+        for answer in asked.values():
+            answer.set_exception(error)
 
 
 def _seen(answer: "asyncio.Future[V | None]") -> None:
