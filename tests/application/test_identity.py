@@ -13,6 +13,7 @@ from runtape.application.identity import LOCAL_KEY_ID, MAX_KEYS, Identity
 from runtape.domain.errors import NotFound, RateLimited, ScopeMissing, Unauthenticated, ValidationFailed
 from runtape.domain.identity import ApiKey, CredentialKind, Principal, Role, Scope, Session, User, key_principal
 from runtape.domain.ids import ApiKeyId, ProjectId, SessionId, UserId
+from runtape.ports.errors import Transient
 from tests.clocks import START, CountingIds, ManualClock
 
 T = TypeVar("T")
@@ -28,6 +29,7 @@ class MemoryStore:
         self.sessions: dict[str, Session] = {}
         self.keys: dict[str, ApiKey] = {}
         self.reads = 0
+        self.loses_answers = 0
         self.before_answer: Callable[[], Coroutine[Any, Any, None]] | None = None
 
     async def has_users(self) -> bool:
@@ -40,11 +42,18 @@ class MemoryStore:
         if await self.user_by_name(user.username) is not None:
             return False
         self.users[user.id] = user
+        self._lose_answer()
         return True
 
     async def replace_password_hash(self, user_id: UserId, old: str, new: str) -> None:
         if self.users[user_id].password_hash == old:
             self.users[user_id] = replace(self.users[user_id], password_hash=new)
+        self._lose_answer()
+
+    def _lose_answer(self) -> None:
+        if self.loses_answers:
+            self.loses_answers -= 1
+            raise Transient("the answer was lost")
 
     async def add_session(self, session: Session) -> None:
         self.sessions[session.id] = session
@@ -172,6 +181,19 @@ class TestFirstStart:
         assert password is not None
         assert (await world.identity.login("admin", password, PEER)).principal.role is Role.ADMIN
         assert len(world.store.users) == 1
+
+    @pytest.mark.parametrize("there", [False, True])
+    async def test_generated_password_is_told_although_the_first_answer_was_lost(self, there: bool) -> None:
+        world = World()
+        if there:
+            await world.identity.ensure_admin(None, generate=False)
+        world.store.loses_answers = 1
+        with pytest.raises(Transient):
+            await world.identity.ensure_admin(None)
+        password = await world.identity.ensure_admin(None)
+        assert password is not None
+        assert (await world.identity.login("admin", password, PEER)).principal.role is Role.ADMIN
+        assert await world.identity.ensure_admin(None) is None
 
     async def test_given_password_is_not_told_and_a_later_one_changes_nothing(self, world: World) -> None:
         assert await world.identity.ensure_admin("another") is None

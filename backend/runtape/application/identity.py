@@ -90,6 +90,8 @@ class Identity:
         self._shared = shared
         self._failures = _Failures(clock)
         self._principals = _Principals(clock)
+        self._untold: str | None = None
+        """A password that was generated, and perhaps set, by a call that failed."""
 
     async def ensure_admin(self, password: str | None, *, generate: bool = True) -> str | None:
         """Make the user `ADMIN_NAME` when there is no user at all, and give it a password while it has none.
@@ -97,7 +99,9 @@ class Identity:
         Returns the password that was generated because `password` is None, this one time; else None.  Without
         `generate`, for a server that can show nobody a password, the admin cannot log in until a later call.
         """
-        generated = self._ids.new_secret()[:24] if password is None and generate else None
+        again = self._untold
+        generated = (again or self._ids.new_secret()[:24]) if password is None and generate else None
+        self._untold = generated
         chosen = password or generated
         if not await self._store.has_users():
             admin = User(
@@ -108,12 +112,18 @@ class Identity:
                 project_id=ProjectId(self._ids.new_id()),
                 created_at=self._clock.now(),
             )
-            return generated if await self._store.add_user(admin) else None
-        known = await self._store.user_by_name(ADMIN_NAME)
-        if known is None or known.password_hash != NO_PASSWORD or chosen is None:
-            return None
-        await self._store.replace_password_hash(known.id, NO_PASSWORD, await self._hasher.hash(chosen))
-        return generated
+            told = generated if await self._store.add_user(admin) else None
+        elif (known := await self._store.user_by_name(ADMIN_NAME)) is None:
+            told = None
+        elif known.password_hash == NO_PASSWORD and chosen is not None:
+            await self._store.replace_password_hash(known.id, NO_PASSWORD, await self._hasher.hash(chosen))
+            told = generated
+        else:
+            # The last call may have set it, and not have been told so.
+            own = again is not None and await self._hasher.verify(again, known.password_hash or None)
+            told = again if own else None
+        self._untold = None
+        return told
 
     async def login(self, username: str, password: str, peer: str) -> Login:
         """Begin a session of `username` for somebody at the address `peer`.
