@@ -14,7 +14,6 @@ import sys
 import traceback
 import urllib.error
 import urllib.request
-import warnings
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing, closing
 from pathlib import Path
@@ -54,7 +53,14 @@ TOLD_S = 30.0
 """Within so long a failure is told."""
 UNKNOWN = "certificate verify failed: unable to get local issuer certificate"
 CODEC = AvroCodec(FixedSchemas())
-pytestmark = pytest.mark.needs("own")
+pytestmark = [pytest.mark.needs("own"), pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")]
+
+
+@pytest.fixture(autouse=True)
+def collected() -> Iterator[None]:
+    """Collect connections whose TLS was not shut down when their loop was closed, so that no other test meets them."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="session")
@@ -373,10 +379,6 @@ async def test_mongodb_answers_through_tls_and_what_is_wrong_is_told(
         for (told, _), error in zip(wrong, await asyncio.gather(*(failure(work) for _, work in wrong)), strict=True):
             assert str(error).startswith("MongoDB does not answer: ServerSelectionTimeoutError: ")
             assert told in str(error) and "Topology" not in str(error) and "timeouts" not in str(error)
-    # PyMongo leaves the sockets of handshakes that failed to the collector.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
 
 
 @pytest.mark.needs("mongo")
