@@ -40,7 +40,7 @@ from runtape.domain.execution import Execution
 from runtape.domain.ids import ExecutionId, ProjectId
 from runtape.domain.outcome import Outcome, OutcomeKind, Status
 
-CREATE_DUE = timedelta(seconds=15)
+CREATE_DUE = timedelta(seconds=20)
 """When an admitted execution that has not started gets its ``pod.create`` again."""
 
 CHECK_DUE = timedelta(seconds=60)
