@@ -1,6 +1,7 @@
 """What can be watched from outside: how far a group is behind, and copies of dead letters."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -18,11 +19,13 @@ from runtape.adapters.kafka.producer import Producer
 from runtape.domain.dead_letter import DEFAULT_POLICY, Failure, FailureKind, RawMessage, bury
 from runtape.domain.events import POD_COMMANDS
 from runtape.domain.ids import DeadLetterId
+from runtape.ports.log import Delivery
 from tests.adapters.fixed_schemas import FixedSchemas
 from tests.clocks import START
 from tests.contract.suites.log import commands
 from tests.rig.kafka import Kafka
 
+Lag = Callable[[], list[tuple[int | float, dict[str, object]]]]
 pytestmark = pytest.mark.needs("kafka")
 CODEC = AvroCodec(FixedSchemas())
 
@@ -52,9 +55,9 @@ async def producer(connection: dict[str, Any], prefix: str) -> AsyncIterator[Pro
     await producer.stop()
 
 
-async def test_the_lag_is_what_the_group_has_not_done(
-    connection: dict[str, Any], producer: Producer, prefix: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def lag(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lag]:
+    """What the logs that are made afterwards tell of their groups' lag: each value with what it is about."""
     reader = InMemoryMetricReader()
     provider = MeterProvider([reader])
     monkeypatch.setattr(kafka_log, "get_meter", provider.get_meter)
@@ -68,6 +71,13 @@ async def test_the_lag_is_what_the_group_has_not_done(
         points = metric.data.data_points
         return [(each.value, dict(each.attributes or {})) for each in points if isinstance(each, NumberDataPoint)]
 
+    yield lag
+    provider.shutdown()
+
+
+async def test_the_lag_is_what_the_group_has_not_done(
+    connection: dict[str, Any], producer: Producer, prefix: str, lag: Lag
+) -> None:
     for message in commands("a", 3):
         await producer.publish(message)
     log = KafkaEventLog(connection, CODEC, producer, prefix)
@@ -83,7 +93,29 @@ async def test_the_lag_is_what_the_group_has_not_done(
     assert lag() == [(0, about)]
     await deliveries.aclose()
     assert lag() == []
-    provider.shutdown()
+
+
+async def test_a_topic_that_is_made_again_after_the_group_has_let_it_go(
+    connection: dict[str, Any], producer: Producer, prefix: str, lag: Lag
+) -> None:
+    log = KafkaEventLog(connection, CODEC, producer, prefix)
+    deliveries = log.consume("group", (POD_COMMANDS,))
+    first, second = commands("a", 2)
+    await producer.publish(first)
+    log.acknowledge("group", await anext(deliveries))
+    admin = AIOKafkaAdminClient(**connection)
+    await admin.start()
+    async with asyncio.timeout(40):
+        await admin.delete_topics([prefix + POD_COMMANDS])
+        while lag():  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        await admin.create_topics([NewTopic(prefix + POD_COMMANDS, 1, 1)])
+        await producer.publish(second)
+        again = await anext(deliveries)
+    await admin.close()
+    assert isinstance(again, Delivery)
+    assert again.message == second
+    await deliveries.aclose()
 
 
 async def test_a_dead_letter_is_copied_with_its_bytes_and_its_cause(

@@ -42,6 +42,8 @@ BUSY = 2_000
 CALM = 1_000
 """And how many, until it is brought more again."""
 COMMIT_S = 1.0
+COMMIT_WAIT_S = 3.0
+"""How long a commit may take; for a topic that is gone the client would try again for ever, and no rebalance end."""
 POLL_MS = 200
 POLL_RECORDS = 500
 HANDOVER_S = 10.0
@@ -50,6 +52,9 @@ SESSION_MS = 10_000
 HEARTBEAT_MS = 3_000
 REBALANCE_MS = 20_000
 """How long the others wait for a member that hands over."""
+METADATA_MS = 5_000
+"""How often a member looks for topics and partitions that it does not know; nothing else tells it of a topic that is
+made again after the group has let it go, and by default it would look every five minutes."""
 READY_S = 2.0
 STOP_S = 5.0
 """How long leaving the group may take; a broker that does not answer finds out by the session's end."""
@@ -138,6 +143,7 @@ class _Member(ConsumerRebalanceListener):
         self._codec = codec
         self._offsets: dict[TopicPartition, Offsets] = {}
         self._committed: dict[TopicPartition, int] = {}
+        self._committing = asyncio.Lock()
         self._waiting: asyncio.Queue[KafkaDelivery | KafkaUndecodable] = asyncio.Queue()
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = asyncio.Event()
@@ -152,6 +158,7 @@ class _Member(ConsumerRebalanceListener):
             session_timeout_ms=SESSION_MS,
             heartbeat_interval_ms=HEARTBEAT_MS,
             rebalance_timeout_ms=REBALANCE_MS,
+            metadata_max_age_ms=METADATA_MS,
             **connection,
         )
 
@@ -260,19 +267,26 @@ class _Member(ConsumerRebalanceListener):
             await self._commit(self._offsets)
 
     async def _commit(self, partitions: Collection[TopicPartition]) -> None:
-        """Commit what is done of `partitions`; what could not be is committed with what comes after it."""
-        wanted = {
-            partition: offset
-            for partition in partitions
-            if (offset := self._offsets[partition].committable) is not None and offset != self._committed.get(partition)
-        }
-        if not wanted:
-            return
-        try:
-            await self._consumer.commit(wanted)
-            self._committed.update(wanted)
-        except (CommitFailedError, IllegalStateError, KafkaError) as error:
-            log.warning("kafka.not_committed", group=self._group, error=str(error))
+        """Commit what is done of `partitions`; what could not be is committed with what comes after it.
+
+        One at a time, so that none that is still tried outlasts a rebalance: offsets of a topic that was deleted would
+        be committed for the one that was made in its place, and its first messages be passed.
+        """
+        async with self._committing:
+            wanted = {
+                partition: offset
+                for partition in partitions
+                if (offset := self._offsets[partition].committable) is not None
+                and offset != self._committed.get(partition)
+            }
+            if not wanted:
+                return
+            try:
+                async with asyncio.timeout(COMMIT_WAIT_S):
+                    await self._consumer.commit(wanted)
+                self._committed.update(wanted)
+            except (CommitFailedError, IllegalStateError, KafkaError, TimeoutError) as error:
+                log.warning("kafka.not_committed", group=self._group, error=str(error) or type(error).__name__)
 
     async def on_partitions_revoked(  # pyright: ignore[reportIncompatibleMethodOverride]  # it may be a coroutine
         self, revoked: Collection[TopicPartition]
