@@ -89,6 +89,9 @@ def test_every_setting_is_shown_with_a_description() -> None:
         ("RUNTAPE_LIMITS__WALL_S", "0"),
         ("RUNTAPE_LIMITS__NO_SUCH", "1"),
         ("RUNTAPE_RATE_LIMITS__CALLS_PER_MINUTE", "many"),
+        ("RUNTAPE_TRUSTED_PROXIES", "frontend"),
+        ("RUNTAPE_TRUSTED_PROXIES", "*"),
+        ("RUNTAPE_TRUSTED_PROXIES", "10.0.0.2, 10.0.0.1/24"),
     ],
 )
 def test_nonsense_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:

@@ -47,9 +47,9 @@ def session_cookie(tls: bool) -> str:
 
 
 def peer_of(scope: AsgiScope) -> str:
-    """Return the address that a request's socket came from: of IPv6 the /64, which is what one host is given.
+    """Return the address that a request came from: of IPv6 the /64, which is what one host is given.
 
-    Headers are not asked: a client writes them.
+    It is the socket's, or what a trusted proxy said (`runtape.runtime.serving`); a client's own headers are not asked.
     """
     client = scope.get("client")
     return _peer(client[0]) if client else "local"

@@ -11,8 +11,9 @@ its peer's allowance stands.
 no token of ours belongs to another program on the same host and is ignored.  Credentials that are there and not
 valid are refused at once, so that nobody believes to be logged in; a dead session's cookie is cleared.
 
-*Allowances* are counted per user, and per address of the socket's peer where there is no user.  The login is
-always counted by peer, and looks at no credentials: a dead cookie must not keep its owner out.
+*Allowances* are counted per user, and per address of the peer where there is no user: the socket's, or the one that a
+trusted proxy names.  The login is always counted by peer, and looks at no credentials: a dead cookie must not keep
+its owner out.
 
 *Forgery*: browsers send the cookie wherever a request comes from, so a changing request that has it must carry
 the session's token or be marked by the browser as coming from our own page, and its Origin must be ours.

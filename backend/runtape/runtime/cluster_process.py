@@ -73,7 +73,7 @@ async def _serve(settings: Settings, service: ClusterService, host: str, port: i
     on_signals(stopping)
     listener = listen(host, port, settings.streams.send_timeout_s)
     front = UntilStarted()
-    server = http_server(front)
+    server = http_server(front, settings.proxies)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
 
     async def start() -> None:

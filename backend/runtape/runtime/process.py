@@ -93,7 +93,7 @@ async def _serve(settings: Settings, host: str, port: int, ephemeral: bool, pods
         await service.start()
         await _credentials(service, settings, ephemeral)
         app = await make_app(service.container, settings.allowances, MAX_BODY_BYTES, whole=not ephemeral)
-        server = http_server(app)
+        server = http_server(app, settings.proxies)
         url = url_of(listener)
         async with asyncio.TaskGroup() as group:
             serving = group.create_task(server.serve(sockets=[listener]))

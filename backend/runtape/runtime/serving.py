@@ -6,10 +6,13 @@ import gc
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import uvicorn
 from starlette.types import ASGIApp
+
+KEEP_ALIVE_S = 75
+"""How long a connection stays without a request; a proxy in front has to close its own before that."""
 
 STREAM_GRACE_S = 1
 GC_THRESHOLDS = (20_000, 50, 100)
@@ -45,8 +48,13 @@ class Server(uvicorn.Server):
         return len(self.server_state.connections)
 
 
-def http_server(app: ASGIApp) -> Server:
-    """Return a server for `app` that leaves logs and signals to the process."""
+def http_server(app: ASGIApp, trusted_proxies: Sequence[str] = ()) -> Server:
+    """Return a server for `app` that leaves logs and signals to the process.
+
+    A request's client and scheme are those of its socket.  Where that comes from one of `trusted_proxies`, addresses
+    and networks, they are what ``X-Forwarded-For`` (its last address that is not trusted itself) and
+    ``X-Forwarded-Proto`` say.
+    """
     config = uvicorn.Config(
         app,
         http="httptools",
@@ -54,8 +62,9 @@ def http_server(app: ASGIApp) -> Server:
         log_config=None,
         access_log=False,
         server_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=75,
+        proxy_headers=bool(trusted_proxies),
+        forwarded_allow_ips=[*trusted_proxies],
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=STREAM_GRACE_S,
         backlog=8192,
     )

@@ -4,6 +4,7 @@ A setting `a.b` is ``RUNTAPE_A__B`` in the environment and ``b`` under ``[a]`` i
 environment wins.
 """
 
+import ipaddress
 import os
 import tomllib
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, Field, SecretStr, ValidationError, model_validator
+from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -183,6 +184,11 @@ class Settings(BaseSettings):
     log_level: str = Field(
         default="info", pattern="^(debug|info|warning|error)$", description="least severe log line written"
     )
+    trusted_proxies: str = Field(
+        default="",
+        description="addresses and networks, with commas between them, that may say for whom they ask "
+        "(X-Forwarded-For, X-Forwarded-Proto)",
+    )
     rate_limits: RateLimitSettings = RateLimitSettings()
     admission: AdmissionSettings = AdmissionSettings()
     limits: LimitSettings = LimitSettings()
@@ -230,6 +236,16 @@ class Settings(BaseSettings):
         folder = Path(given.get("data") or default_data_dir())
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, folder / CONFIG_FILE)
 
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _proxies_are_addresses(cls, given: str) -> str:
+        for each in _listed(given):
+            try:
+                ipaddress.ip_network(each)
+            except ValueError as error:
+                raise ValueError(f"{error}; it looks like 10.0.0.2 or 10.0.0.0/24") from None
+        return given
+
     @model_validator(mode="after")
     def _defaults_lie_within_the_bounds(self) -> Self:
         for name in type(self.limits).model_fields:
@@ -264,6 +280,11 @@ class Settings(BaseSettings):
             yield f"the profile cluster needs {', '.join(missing)}"
 
     @cached_property
+    def proxies(self) -> list[str]:
+        """The addresses and networks of trusted proxies, each by itself."""
+        return _listed(self.trusted_proxies)
+
+    @cached_property
     def limit_policy(self) -> LimitPolicy:
         """The limits as the domain's value."""
         return LimitPolicy(default=self.limits.limits(), maximum=self.maximum.limits())
@@ -290,6 +311,10 @@ class Settings(BaseSettings):
             "other": Allowance(limits.calls_per_minute, 60.0),
             "auth": Allowance(limits.logins_per_minute, 60.0),
         }
+
+
+def _listed(text: str) -> list[str]:
+    return [each for each in map(str.strip, text.split(",")) if each]
 
 
 @dataclass(frozen=True, slots=True)
