@@ -34,6 +34,7 @@ LONGEST = (
     "test_languages",
     "test_soak",
     "test_packages",
+    "test_frontend",
     "test_figures",
     "test_kill",
     "test_stopped",
@@ -183,6 +184,12 @@ def _registry() -> str | None:
     return _obtainable_or_given("registry", registry.application, registry.java)
 
 
+def _nginx() -> str | None:
+    from tests.rig import nginx
+
+    return _obtained(nginx.programs)
+
+
 PARTS = {
     **{lang: Part(f"{lang}, as the sandbox finds it", _language(lang)) for lang in LANGUAGES},
     "root": Part("the tests run as root", _root),
@@ -197,6 +204,7 @@ PARTS = {
     "mongo": Part("MongoDB, given or its engine from the npm registry", _mongo),
     "redis": Part("Redis, given or from Debian's packages", _redis),
     "registry": Part("a schema registry, given or from Maven's repository", _registry),
+    "nginx": Part("nginx, from Debian's packages", _nginx),
     "own": Part("servers of the tests' own, where they need some", _own),
     "alone": Part("a machine for themselves", _alone),
     "patience": Part("some more minutes, which CI has", _patience),

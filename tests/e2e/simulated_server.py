@@ -84,5 +84,6 @@ class PodsProvider(Provider):
 
 
 def main(data: str) -> int:
-    """Serve over the folder `data` until a signal, and return the exit code."""
-    return serve(Settings(data=Path(data)), host="127.0.0.1", port=0, ephemeral=False, pods=PodsProvider())
+    """Serve over the folder `data` until a signal, and return the exit code; ``LISTEN`` is another address and port."""
+    host, _, port = os.environ.get("LISTEN", "127.0.0.1:0").partition(":")
+    return serve(Settings(data=Path(data)), host=host, port=int(port), ephemeral=False, pods=PodsProvider())

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import socket
+import ssl
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -92,6 +93,7 @@ class EventStream:
         body: bytes | None = None,
         receive_buffer_bytes: int | None = None,
         cut_after_bytes: int | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> Self:
         """Send a GET, or a POST when there is a `body`, and return once the head of the answer is there.
 
@@ -107,7 +109,8 @@ class EventStream:
         except BaseException:
             sock.close()
             raise
-        stream = cls(*await asyncio.open_connection(sock=sock), cut_after_bytes)
+        named = {} if tls is None else {"ssl": tls, "server_hostname": host}
+        stream = cls(*await asyncio.open_connection(sock=sock, **named), cut_after_bytes)
         lines = [f"{'GET' if body is None else 'POST'} {target} HTTP/1.1", f"host: {host}:{port}"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
         if body is not None:

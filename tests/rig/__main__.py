@@ -20,7 +20,8 @@ from runtape.adapters.kafka import topics
 from tests.rig import given, store
 from tests.rig.kafka import Kafka
 from tests.rig.mongo import Mongo
-from tests.rig.part import Part
+from tests.rig.nginx import Frontend, Names
+from tests.rig.part import Part, free_port
 from tests.rig.redis import Redis
 from tests.rig.registry import Registry
 
@@ -72,9 +73,11 @@ def running() -> int | None:
 
 def obtain() -> int:
     """Get what is not there yet of each part, and start it once, which is slower the first time."""
-    with tempfile.TemporaryDirectory(prefix="runtape-rig-") as name:
+    with tempfile.TemporaryDirectory(prefix="runtape-rig-") as name, Names() as names:
         once = Path(name)
-        for part in (Redis(once / "redis"), Mongo(once / "mongo"), Kafka(once / "kafka"), Registry(once / "registry")):
+        frontend = Frontend(once / "frontend", names, free_port())
+        servers = (Redis(once / "redis"), Mongo(once / "mongo"), Kafka(once / "kafka"), Registry(once / "registry"))
+        for part in (*servers, frontend):
             began_s = time.monotonic()
             try:
                 part.start().stop()
