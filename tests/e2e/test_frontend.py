@@ -333,6 +333,25 @@ async def test_clients_may_speak_http_2_and_no_old_tls(front: Frontend) -> None:
     assert await spoken(maximum_version=ssl.TLSVersion.TLSv1_2) == "h2"
 
 
+async def test_a_renewed_certificate_is_shown_after_sighup(front: Frontend) -> None:
+    front.start()
+    context = ssl.create_default_context(cafile=front.authority.file)
+
+    async def shown() -> str:
+        _, writer = await asyncio.open_connection("127.0.0.1", front.port, ssl=context)
+        subject = writer.get_extra_info("peercert")["subject"]
+        writer.close()
+        return subject[0][0][1]
+
+    assert await shown() == "frontend"
+    front.certify("renewed")
+    assert await shown() == "frontend"
+    front.reload()
+    async with asyncio.timeout(10):
+        while await shown() != "renewed":
+            pass
+
+
 class Upstream:
     """Something that takes requests in the place of an API process, and keeps their heads; it may answer them too."""
 

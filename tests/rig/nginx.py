@@ -57,12 +57,16 @@ class Frontend(Part):
         super().__init__(folder)
         self.plain_port = free_port()
         self.authority = Authority(folder / "certificates")
-        pair = self.authority.pair("frontend")
-        for file, name in ((pair.certificate, "certificate.pem"), (pair.key, "key.pem")):
-            file.rename(folder / "certificates" / name)
+        self.certify("frontend")
         self._health = f"127.0.0.1:{free_port()}"
         self._names = names
         self.api_port = api_port
+
+    def certify(self, name: str) -> None:
+        """Put a certificate for `name` where the front end has its own, which it reads at its start and at SIGHUP."""
+        pair = self.authority.pair(name)
+        for file, place in ((pair.certificate, "certificate.pem"), (pair.key, "key.pem")):
+            file.rename(self.folder / "certificates" / place)
 
     @property
     def url(self) -> str:
@@ -89,6 +93,10 @@ class Frontend(Part):
         assert given.keys() == self.values.keys()
         shell, option, script = (resolved(word) for word in services()["frontend"]["entrypoint"])
         return [shell, option, script.replace(f"/{TEMPLATE.name}", str(TEMPLATE))], {"PATH": path, **self.values}
+
+    def reload(self) -> None:
+        """Let it read its certificate again."""
+        self._signal(signal.SIGHUP)
 
     def ended_by(self, number: signal.Signals) -> int:
         """Send a signal and return the exit code."""
