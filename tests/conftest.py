@@ -154,34 +154,53 @@ def _own() -> str | None:
     return f"{NOT_KILLED} ({names})" if names else None
 
 
-def _obtainable_or_given(name: str, *what: Callable[[], object]) -> str | None:
-    from tests.rig.given import addresses
+def _server_of(name: str, *unpacked: Callable[[], object]) -> str | None:
+    from tests.rig import contained
+    from tests.rig.choice import Source, source
 
-    return None if name in addresses() else next(filter(None, map(_obtained, what)), None)
+    match source(name):
+        case Source.GIVEN:
+            return None
+        case Source.DOCKER:
+            return _obtained(lambda: contained.pull(name))
+        case Source.UNPACKED:
+            return next(filter(None, map(_obtained, unpacked)), None)
 
 
 def _redis() -> str | None:
     from tests.rig import redis
 
-    return _obtainable_or_given("redis", redis.programs)
+    return _server_of("redis", redis.programs)
+
+
+def _redis_unpacked() -> str | None:
+    from tests.rig import redis
+
+    return _obtained(redis.programs)
 
 
 def _kafka() -> str | None:
     from tests.rig import kafka
 
-    return _obtainable_or_given("kafka", kafka.jars)
+    return _server_of("kafka", kafka.jars)
+
+
+def _kafka_unpacked() -> str | None:
+    from tests.rig import kafka
+
+    return _obtained(kafka.jars)
 
 
 def _mongo() -> str | None:
     from tests.rig import mongo
 
-    return _obtainable_or_given("mongo", mongo.engine, mongo.c_library)
+    return _server_of("mongo", mongo.engine, mongo.c_library)
 
 
 def _registry() -> str | None:
     from tests.rig import registry
 
-    return _obtainable_or_given("registry", registry.application, registry.java)
+    return _server_of("registry", registry.application, registry.java)
 
 
 def _nginx() -> str | None:
@@ -200,10 +219,12 @@ PARTS = {
     "faketime": Part("libfaketime, to set a process's clock", _faketime),
     "gvisor": Part("gVisor's runsc", _gvisor),
     "matplotlib": Part("an interpreter with matplotlib from the index", _matplotlib),
-    "kafka": Part("Apache Kafka, given or from Maven's repository", _kafka),
-    "mongo": Part("MongoDB, given or its engine from the npm registry", _mongo),
-    "redis": Part("Redis, given or from Debian's packages", _redis),
-    "registry": Part("a schema registry, given or from Maven's repository", _registry),
+    "kafka": Part("Apache Kafka, given, in Docker or from Maven's repository", _kafka),
+    "kafka-unpacked": Part("Apache Kafka from Maven's repository, with settings of a test's own", _kafka_unpacked),
+    "mongo": Part("MongoDB, given, in Docker or its engine from the npm registry", _mongo),
+    "redis": Part("Redis, given, in Docker or from Debian's packages", _redis),
+    "redis-unpacked": Part("Redis from Debian's packages, with settings of a test's own", _redis_unpacked),
+    "registry": Part("a schema registry, given, in Docker or from Maven's repository", _registry),
     "nginx": Part("nginx, from Debian's packages", _nginx),
     "own": Part("servers of the tests' own, where they need some", _own),
     "alone": Part("a machine for themselves", _alone),

@@ -85,7 +85,7 @@ def test_a_server_that_is_given_meets_a_need_and_is_not_killed(tmp_path: Path) -
     # Without PATH and in an empty folder no other can be obtained.
     env = {"PYTHONPATH": str(Path(__file__).parents[2]), "RUNTAPE_RIG": str(tmp_path / "rig"), "PATH": ""}
     alone = run(tmp_path, text=ON_A_BROKER, **env)
-    assert "kafka (Apache Kafka, given or from Maven's repository): 2 skipped, needs Maven" in alone.stdout
+    assert "kafka (Apache Kafka, given, in Docker or from Maven's repository): 2 skipped, needs Maven" in alone.stdout
     given = run(tmp_path, text=ON_A_BROKER, **env, RUNTAPE_TEST_KAFKA="127.0.0.1:9")
     assert given.stdout.splitlines()[-1].startswith("1 passed, 1 skipped in ")
     assert "1 skipped, given servers are not killed (RUNTAPE_TEST_KAFKA)" in given.stdout

@@ -14,7 +14,8 @@ PROJECT = Path(__file__).parents[2]
 
 def test_status_tells_which_parts_are_given(tmp_path: Path) -> None:
     nowhere = f"127.0.0.1:{free_port()}"
-    env = environment(RUNTAPE_TEST_KAFKA=nowhere, RUNTAPE_TEST_REDIS=f"redis://user:hunter2@{nowhere}")
+    given = {"RUNTAPE_TEST_KAFKA": nowhere, "RUNTAPE_TEST_REDIS": f"redis://user:hunter2@{nowhere}"}
+    env = environment(RUNTAPE_RIG_DOCKER="0", **given)
     command = [PROJECT / "runtape", "rig", "status"]
     done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 3

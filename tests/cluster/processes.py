@@ -18,7 +18,7 @@ from tests.cli.commands import environment
 from tests.e2e.forks import Forked
 from tests.e2e.server import ADMIN_PASSWORD, Client
 from tests.e2e.stores import MongoView, StoreView
-from tests.rig import given
+from tests.rig import choice
 from tests.rig.part import Part
 
 ROOT = Path(__file__).parents[2]
@@ -148,8 +148,8 @@ class Cluster:
     """
 
     def __init__(self, folder: Path, *, apis: int = 2, each: int = 2, running: int = 32) -> None:
-        self.redis, self.mongo = given.a_redis(folder / "redis"), given.a_mongo(folder / "mongo")
-        self.kafka, self.registry = given.a_kafka(folder / "kafka"), given.a_registry(folder / "registry")
+        self.redis, self.mongo = choice.a_redis(folder / "redis"), choice.a_mongo(folder / "mongo")
+        self.kafka, self.registry = choice.a_kafka(folder / "kafka"), choice.a_registry(folder / "registry")
         self.parts: list[Part] = [self.redis, self.mongo, self.kafka, self.registry]
         self._folder = folder
         self._apis = apis

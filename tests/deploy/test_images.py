@@ -141,7 +141,7 @@ def test_a_script_of_the_images_is_started_by_their_python(name: str) -> None:
     assert (["/opt/runtape/bin/"], 1) in [([to], sources.count(f"deploy/{name}")) for sources, to in copied_from_here()]
 
 
-@pytest.mark.needs("redis", "own")
+@pytest.mark.needs("redis-unpacked", "own")
 def test_redis_wants_its_password_and_keeps_nothing(tmp_path: Path) -> None:
     service = services()["redis"]
     shell, option, script, name = [resolved(word) for word in service["entrypoint"]]

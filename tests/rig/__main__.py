@@ -1,6 +1,7 @@
 """`./runtape rig`: the real parts of a cluster on this machine, for who works on the product.
 
 `up` starts them, says how to reach them, and stays until Ctrl-C or `down`; they end with it, and keep their data.
+Where Docker is, they are containers (`choice`).
 `obtain` gets them and goes.  `bench` and `streams` measure over parts of their own.
 """
 
@@ -17,7 +18,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from runtape.adapters.kafka import topics
-from tests.rig import given, store
+from tests.rig import choice, contained, given, store
+from tests.rig.contained import Contained
 from tests.rig.kafka import Kafka
 from tests.rig.mongo import Mongo
 from tests.rig.nginx import Frontend, Names
@@ -26,6 +28,9 @@ from tests.rig.redis import Redis
 from tests.rig.registry import Registry
 
 STOP_S = 30.0
+KEPT = "runtape-rig"
+"""What the names of the containers begin with, where Docker is."""
+
 PORTS = {"redis": 16379, "mongo": 27117, "kafka": 19092, "registry": 18081}
 
 
@@ -37,10 +42,10 @@ def folder() -> Path:
 def parts() -> dict[str, Part]:
     """Return the parts by name, each at its port."""
     found: dict[str, Part] = {
-        "redis": Redis(folder() / "redis"),
-        "mongo": Mongo(folder() / "mongo"),
-        "kafka": Kafka(folder() / "kafka"),
-        "registry": Registry(folder() / "registry"),
+        "redis": choice.our_redis(folder() / "redis", f"{KEPT}-redis"),
+        "mongo": choice.our_mongo(folder() / "mongo", f"{KEPT}-mongo"),
+        "kafka": choice.our_kafka(folder() / "kafka", f"{KEPT}-kafka"),
+        "registry": choice.our_registry(folder() / "registry", f"{KEPT}-registry"),
     }
     for name, part in found.items():
         part.port = PORTS[name]
@@ -61,6 +66,10 @@ def settings(found: Mapping[str, Part]) -> dict[str, str]:
     }
 
 
+def _as_what(part: Part) -> str:
+    return f", in a container of {contained.image(part.service)}" if isinstance(part, Contained) else ""
+
+
 def running() -> int | None:
     """Return the process that keeps the parts, None when there is none."""
     try:
@@ -76,7 +85,12 @@ def obtain() -> int:
     with tempfile.TemporaryDirectory(prefix="runtape-rig-") as name, Names() as names:
         once = Path(name)
         frontend = Frontend(once / "frontend", names, free_port())
-        servers = (Redis(once / "redis"), Mongo(once / "mongo"), Kafka(once / "kafka"), Registry(once / "registry"))
+        servers = (
+            choice.our_redis(once / "redis"),
+            choice.our_mongo(once / "mongo"),
+            choice.our_kafka(once / "kafka"),
+            choice.our_registry(once / "registry"),
+        )
         for part in (*servers, frontend):
             began_s = time.monotonic()
             try:
@@ -84,7 +98,7 @@ def obtain() -> int:
             except store.Unobtainable as error:
                 print(f"error: {error}", file=sys.stderr)
                 return 1
-            print(f"{type(part).__name__.lower():<9} is there after {time.monotonic() - began_s:.1f} s", flush=True)
+            print(f"{part.name:<9} is there after {time.monotonic() - began_s:.1f} s{_as_what(part)}", flush=True)
     return 0
 
 
@@ -99,7 +113,7 @@ def up() -> int:
     started: list[Part] = []
     try:
         for name, part in found.items():
-            print(f"{name} ...", file=sys.stderr, flush=True)
+            print(f"{name}{_as_what(part)} ...", file=sys.stderr, flush=True)
             part.start()
             started.append(part)
         kafka = found["kafka"]
@@ -144,7 +158,8 @@ def status() -> int:
     answers: dict[str, bool] = {}
     for name, part in (parts() | theirs).items():
         answers[name] = part.answers()
-        where = f"where {given.VARIABLES[name]} says" if name in theirs else f"on port {part.port}"
+        ours = f"on port {part.port}{_as_what(part)}"
+        where = f"where {given.VARIABLES[name]} says" if name in theirs else ours
         print(f"{name:<9} {'answers' if answers[name] else 'does not answer'} {where}")
     return 0 if all(answers.values()) else 3
 

@@ -221,27 +221,3 @@ _KINDS: Mapping[str, Callable[[str], Given]] = {
 def parts() -> dict[str, Given]:
     """Return the parts that are given, by name."""
     return {name: _KINDS[name](address) for name, address in addresses().items()}
-
-
-def a_kafka(folder: Path) -> Kafka:
-    """Return the Kafka that is given, else one of the tests' own with its data in `folder`."""
-    address = addresses().get("kafka")
-    return Kafka(folder) if address is None else GivenKafka(address)
-
-
-def a_registry(folder: Path) -> Registry:
-    """Return the registry that is given, else one of the tests' own with its data in `folder`."""
-    address = addresses().get("registry")
-    return Registry(folder) if address is None else GivenRegistry(address)
-
-
-def a_mongo(folder: Path) -> Mongo:
-    """Return the MongoDB that is given, else one of the tests' own with its data in `folder`."""
-    address = addresses().get("mongo")
-    return Mongo(folder) if address is None else GivenMongo(address)
-
-
-def a_redis(folder: Path) -> Redis:
-    """Return the Redis that is given, else one of the tests' own with its data in `folder`."""
-    address = addresses().get("redis")
-    return Redis(folder) if address is None else GivenRedis(address)

@@ -59,8 +59,11 @@ class Registry(Part):
 
     def command(self) -> tuple[Sequence[str | Path], Mapping[str, str]]:
         options = ["-Xms128m", "-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
-        env = {
-            **os.environ,
+        env = {**os.environ, **self._settings(self.folder / "registry")}
+        return [java(), *options, "-jar", application() / "quarkus-run.jar"], env
+
+    def _settings(self, data: Path) -> Mapping[str, str]:
+        return {
             "QUARKUS_HTTP_HOST": "127.0.0.1",
             "QUARKUS_HTTP_PORT": str(self.port),
             "QUARKUS_MANAGEMENT_HOST": "127.0.0.1",  # its own choice would be every address of this host
@@ -68,9 +71,8 @@ class Registry(Part):
             "APICURIO_STORAGE_KIND": "sql",
             "APICURIO_STORAGE_SQL_KIND": "h2",
             # Of its own accord H2 answers half a second before it writes.
-            "APICURIO_DATASOURCE_URL": f"jdbc:h2:file:{self.folder / 'registry'};WRITE_DELAY=0",
+            "APICURIO_DATASOURCE_URL": f"jdbc:h2:file:{data};WRITE_DELAY=0",
         }
-        return [java(), *options, "-jar", application() / "quarkus-run.jar"], env
 
     def answers(self) -> bool:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=2)

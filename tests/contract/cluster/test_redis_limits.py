@@ -12,6 +12,7 @@ from runtape.ports.clock import Clock
 from runtape.ports.errors import Transient
 from runtape.ports.limits import Allowance, Decision, RateLimiter
 from tests.contract.test_rate_limiter import TEN_A_MINUTE, RateLimiterContract
+from tests.rig.choice import our_redis
 from tests.rig.redis import Redis
 
 pytestmark = pytest.mark.needs("redis")
@@ -82,7 +83,7 @@ async def test_a_bucket_that_was_forgotten_is_full(client: Client) -> None:
 @pytest.mark.needs("own")
 @pytest.mark.parametrize("how", ["kill", "pause"])
 async def test_a_redis_that_does_not_answer_is_told_as_such(tmp_path: Path, how: str) -> None:
-    part = Redis(tmp_path).start()
+    part = our_redis(tmp_path).start()
     client = connect(part.url)
     limiter = RedisRateLimiter(client)
     await limiter.take("a", TEN_A_MINUTE)

@@ -15,6 +15,7 @@ from runtape.adapters.kafka.registry import SchemaRegistryManager
 from runtape.domain.events import MESSAGE_TYPES
 from runtape.ports.errors import Permanent, Poison, Transient
 from tests.contract.suites.log import commands, one_of_each
+from tests.rig.choice import our_registry
 from tests.rig.registry import Registry
 
 pytestmark = pytest.mark.needs("registry")
@@ -69,7 +70,7 @@ async def test_an_id_that_nobody_has_given_is_poison(manager: Manager, registry_
 async def test_what_is_known_is_read_without_the_registry_and_what_is_not_waits_for_it(
     manager: Manager, tmp_path: Path
 ) -> None:
-    part = Registry(tmp_path).start()
+    part = our_registry(tmp_path).start()
     known, stranger = manager(part), manager(part)
     await known.register()
     (message,) = commands("e")
@@ -93,7 +94,7 @@ async def test_a_message_stays_what_it_was_when_its_id_is_given_to_another_versi
     wanted = writer.id_of("PodCreate")
     (message,) = commands("e")
     body, written_with = AvroCodec(writer).encode(message), headers_of(of_message(message))[SCHEMA]
-    emptied = Registry(tmp_path).start()
+    emptied = our_registry(tmp_path).start()
     with SchemaRegistryClient({"url": emptied.url}) as client:
         for number in range(1, wanted + 1):
             fields = [{"name": f"mood_{number}", "type": "string"}, *schema_of("PodCreate")["fields"]]

@@ -16,6 +16,7 @@ from runtape.domain.ids import ExecutionId
 from runtape.ports.live import LiveFeed, OutputNudge, Subscription, Watched
 from tests.builders import EXECUTION
 from tests.contract.suites.live_feed import FAR_S, LiveFeedContract, output
+from tests.rig.choice import our_redis
 from tests.rig.redis import Redis
 
 pytestmark = pytest.mark.needs("redis")
@@ -98,7 +99,7 @@ class TestAcrossProcesses(LiveFeedContract):
 
 @pytest.mark.needs("own")
 async def test_a_process_hears_itself_once_and_without_redis(tmp_path: Path) -> None:
-    part = Redis(tmp_path).start()
+    part = our_redis(tmp_path).start()
     async with process(part, "a") as router:
         reader = router.subscribe(EXECUTION)
         assert await asyncio.wait_for(reader.next(FAR_S), 10) is None, "its subscription has begun"
@@ -109,12 +110,13 @@ async def test_a_process_hears_itself_once_and_without_redis(tmp_path: Path) -> 
         router.publish(EXECUTION, output(2))
         assert await reader.next(FAR_S) == output(2)
         reader.close()
+    part.stop()
 
 
 @pytest.mark.needs("own")
 @pytest.mark.parametrize("how", ["kill", "pause"])
 async def test_readers_look_after_redis_was_away_and_hear_again(tmp_path: Path, how: str) -> None:
-    part = Redis(tmp_path).start()
+    part = our_redis(tmp_path).start()
     async with process(part, "a") as publisher, process(part, "b") as other:
         readers = [other.subscribe(ExecutionId(f"e{number}")) for number in range(20)]
         for reader in readers:

@@ -132,7 +132,7 @@ async def goes_round(connection: dict[str, Any], prefix: str) -> None:
     await publisher.stop()
 
 
-@pytest.mark.needs("kafka")
+@pytest.mark.needs("kafka-unpacked")
 @pytest.mark.parametrize("mechanism", ["SCRAM-SHA-512", "SCRAM-SHA-256", "PLAIN"])
 async def test_a_message_goes_round_with_a_user_through_tls(
     secure_kafka: SecureKafka, authority: Authority, mechanism: str
@@ -141,12 +141,12 @@ async def test_a_message_goes_round_with_a_user_through_tls(
     await goes_round(kafka_settings(secure_kafka, "SASL", **settings), f"{mechanism}.")
 
 
-@pytest.mark.needs("kafka")
+@pytest.mark.needs("kafka-unpacked")
 async def test_a_message_goes_round_with_a_certificate(secure_kafka: SecureKafka, authority: Authority) -> None:
     await goes_round(kafka_settings(secure_kafka, "MUTUAL", **with_certificate(authority, authority)), "mutual.")
 
 
-@pytest.mark.needs("kafka")
+@pytest.mark.needs("kafka-unpacked")
 async def test_a_message_goes_round_with_a_user_alone(secure_kafka: SecureKafka) -> None:
     settings = {"security_protocol": "SASL_PLAINTEXT", "username": USER, "password": SECRET}
     await goes_round(kafka_settings(secure_kafka, "OPEN", **settings), "open.")
@@ -155,7 +155,7 @@ async def test_a_message_goes_round_with_a_user_alone(secure_kafka: SecureKafka)
 UNTRUSTED = "shows a certificate that is not trusted: "
 
 
-@pytest.mark.needs("kafka")
+@pytest.mark.needs("kafka-unpacked")
 @pytest.mark.parametrize(
     ("listener", "settings", "told", "waits"),
     [
@@ -193,7 +193,7 @@ async def test_kafka_tells_what_is_wrong(
     assert (error.retry_after_s is not None) == waits
 
 
-@pytest.mark.needs("kafka")
+@pytest.mark.needs("kafka-unpacked")
 async def test_a_certificate_of_another_authority_is_refused(
     secure_kafka: SecureKafka, authority: Authority, stranger: Authority
 ) -> None:
@@ -202,7 +202,7 @@ async def test_a_certificate_of_another_authority_is_refused(
     assert "do not agree on TLS: " in str(error)
 
 
-@pytest.mark.needs("kafka")
+@pytest.mark.needs("kafka-unpacked")
 async def test_consumers_and_the_command_line_tell_it_as_well(
     secure_kafka: SecureKafka, authority: Authority, tmp_path: Path
 ) -> None:
@@ -239,14 +239,14 @@ async def limited(client: Any) -> None:
         await client.aclose()
 
 
-@pytest.mark.needs("redis")
+@pytest.mark.needs("redis-unpacked")
 async def test_the_limiter_asks_through_tls_as_its_user(secure_redis: SecureRedis, authority: Authority) -> None:
     await limited(redis_client(secure_redis.url, ca_file=authority.file, username=USER, password=SECRET))
     in_the_url = secure_redis.url.replace("//", f"//{USER}:{SECRET}@")
     await limited(redis_client(in_the_url, ca_file=authority.file))
 
 
-@pytest.mark.needs("redis")
+@pytest.mark.needs("redis-unpacked")
 @pytest.mark.parametrize(
     ("settings", "told", "waits"),
     [
@@ -275,14 +275,14 @@ async def test_redis_tells_what_is_wrong(
     assert (error.retry_after_s is not None) == waits
 
 
-@pytest.mark.needs("redis")
+@pytest.mark.needs("redis-unpacked")
 async def test_redis_without_tls_is_told(secure_redis: SecureRedis) -> None:
     url = secure_redis.url.replace("rediss", "redis")
     error = await failure(lambda: limited(redis_client(url, password=SECRET)))
     assert str(error).startswith("Redis does not answer: ConnectionError")
 
 
-@pytest.mark.needs("redis")
+@pytest.mark.needs("redis-unpacked")
 async def test_redis_takes_certificates_of_its_authority_alone(
     tmp_path: Path, authority: Authority, stranger: Authority
 ) -> None:
@@ -299,7 +299,7 @@ async def test_redis_takes_certificates_of_its_authority_alone(
     part.stop()
 
 
-@pytest.mark.needs("redis")
+@pytest.mark.needs("redis-unpacked")
 async def test_redis_whose_certificate_is_over_or_for_another_name_is_not_trusted(
     tmp_path: Path, authority: Authority
 ) -> None:
@@ -328,7 +328,7 @@ class ForgetfulRedis(Redis):
             return connection.connect_ex(("127.0.0.1", self.port)) == 0
 
 
-@pytest.mark.needs("redis")
+@pytest.mark.needs("redis-unpacked")
 async def test_a_redis_that_repeats_the_greeting_leaks_no_password(tmp_path: Path) -> None:
     part = ForgetfulRedis(tmp_path).start()
     error = await failure(lambda: limited(redis_client(part.url, password=SECRET)))
@@ -544,7 +544,7 @@ def test_a_process_says_why_it_is_not_ready_and_no_password(tmp_path: Path) -> N
     assert SECRET not in told and WRONG not in told
 
 
-@pytest.mark.needs("kafka", "mongo", "registry")
+@pytest.mark.needs("kafka-unpacked", "mongo", "registry")
 @pytest.mark.timeout(120)
 def test_a_process_with_a_wrong_password_says_whose(
     tmp_path: Path, secure_kafka: SecureKafka, mongo_part: Mongo, registry_part: Registry
