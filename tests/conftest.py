@@ -209,6 +209,14 @@ def _nginx() -> str | None:
     return _obtained(nginx.programs)
 
 
+def _docker() -> str | None:
+    from tests.rig import contained, docker, redis
+
+    if contained.missing() is None:
+        return _obtained(lambda: contained.pull("redis"))
+    return _mounts() or _obtained(docker.programs) or _obtained(redis.programs)
+
+
 PARTS = {
     **{lang: Part(f"{lang}, as the sandbox finds it", _language(lang)) for lang in LANGUAGES},
     "root": Part("the tests run as root", _root),
@@ -226,6 +234,7 @@ PARTS = {
     "redis-unpacked": Part("Redis from Debian's packages, with settings of a test's own", _redis_unpacked),
     "registry": Part("a schema registry, given, in Docker or from Maven's repository", _registry),
     "nginx": Part("nginx, from Debian's packages", _nginx),
+    "docker": Part("Docker, here or a private one from Debian's packages", _docker),
     "own": Part("servers of the tests' own, where they need some", _own),
     "alone": Part("a machine for themselves", _alone),
     "patience": Part("some more minutes, which CI has", _patience),

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from runtape.adapters.kafka import topics
-from tests.rig import choice, contained, given, store
+from tests.rig import choice, contained, docker, given, store
 from tests.rig.contained import Contained
 from tests.rig.kafka import Kafka
 from tests.rig.mongo import Mongo
@@ -99,6 +99,11 @@ def obtain() -> int:
                 print(f"error: {error}", file=sys.stderr)
                 return 1
             print(f"{part.name:<9} is there after {time.monotonic() - began_s:.1f} s{_as_what(part)}", flush=True)
+    if contained.missing() is not None and os.geteuid() == 0:
+        try:
+            docker.programs()  # which the tests of the containers take where there is no Docker
+        except store.Unobtainable as error:
+            print(f"docker    cannot be had: {error}", file=sys.stderr)
     return 0
 
 
