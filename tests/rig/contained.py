@@ -205,11 +205,7 @@ class Contained(Part):
         self.container = self.container or self._made()
         try:
             docker("start", self.container)
-            deadline = time.monotonic() + READY_S
-            while not self.answers():
-                if not self._running or time.monotonic() > deadline:
-                    raise AssertionError(f"{self.name} did not start: {self._said()[-3000:]}")
-                time.sleep(LOOK_AGAIN_S)
+            self._until_it_answers()
         except Refused as error:
             self.stop()
             raise AssertionError(f"{self.name} did not start: {error}") from error
@@ -217,6 +213,18 @@ class Contained(Part):
             self.stop()
             raise
         return self
+
+    def _until_it_answers(self) -> None:
+        deadline = time.monotonic() + READY_S
+        # Asked again and again whether it runs, Docker's client would keep a processor from it.
+        with subprocess.Popen(["docker", "wait", self.container], stdout=subprocess.DEVNULL) as its_end:
+            try:
+                while not self.answers():
+                    if its_end.poll() is not None or time.monotonic() > deadline:
+                        raise AssertionError(f"{self.name} did not start: {self._said()[-3000:]}")
+                    time.sleep(LOOK_AGAIN_S)
+            finally:
+                its_end.kill()
 
     def stop(self) -> None:
         if self.container:
