@@ -12,9 +12,10 @@ LIBRARIES = "usr/lib/x86_64-linux-gnu"
 KEYS = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 
-def unpack(packages: Sequence[str], into: Path, suite: str | None = None) -> None:
+def unpack(packages: Sequence[str], into: Path, suite: str | None = None, *, whole: bool = False) -> None:
     """Unpack `packages`, of another `suite` than the host's if it is given; apt checks them against signed lists.
 
+    Where they are to be `whole`, all that they depend on in the suite comes with them.
     Raises: Unobtainable.
     """
     if shutil.which("apt-get") is None or shutil.which("dpkg") is None:
@@ -26,8 +27,14 @@ def unpack(packages: Sequence[str], into: Path, suite: str | None = None) -> Non
     if suite is not None:
         options += _of_suite(suite, work)
         _apt([*options, "update"], work)
-    _apt([*options, "download", *packages], download)
-    for package in sorted(download.iterdir()):
+    if whole:
+        assert suite is not None, "what the host has installed already would not come"
+        settings = ["-o", f"Dir::Cache::archives={download}", "--no-install-recommends", "--download-only", "--yes"]
+        (download / "partial").mkdir()
+        _apt([*options, *settings, "install", *packages], work)
+    else:
+        _apt([*options, "download", *packages], download)
+    for package in sorted(download.glob("*.deb")):
         subprocess.run(["dpkg", "-x", package, into], check=True)
     shutil.rmtree(work)
 

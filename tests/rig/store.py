@@ -24,6 +24,11 @@ def folder() -> Path:
     return (Path(cache) if os.path.isabs(cache) else Path.home() / ".cache") / "runtape" / "rig"
 
 
+def is_there(name: str) -> bool:
+    """Whether the entry `name` was made already."""
+    return (folder() / name).exists()
+
+
 def obtained(name: str, make: Callable[[Path], None]) -> Path:
     """Return the entry `name`, which says its version too, after `make` has filled its folder if it was not there.
 
