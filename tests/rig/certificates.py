@@ -26,15 +26,16 @@ class Pair:
 
 
 class Authority:
-    """A certificate authority; `file` is its own certificate."""
+    """A certificate authority; `file` is its own certificate, valid for `lasting`, and `key` the key to sign with."""
 
-    def __init__(self, folder: Path, name: str = "rig") -> None:
+    def __init__(self, folder: Path, name: str = "rig", lasting: timedelta = DAY) -> None:
         self._folder = folder
+        self._lasting = lasting
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = _named(f"{name} authority")
         now = datetime.now(UTC)
         certificate = (
-            _builder(self._name, self._key.public_key(), now - DAY, now + DAY)
+            _builder(self._name, self._key.public_key(), now - DAY, now + lasting)
             .issuer_name(self._name)
             .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
             .add_extension(_key_usage(signs=True), critical=True)
@@ -43,13 +44,25 @@ class Authority:
         folder.mkdir(parents=True, exist_ok=True)
         self.file = folder / f"{name}-ca.pem"
         self.file.write_bytes(certificate.public_bytes(Encoding.PEM))
+        self.key = folder / f"{name}-ca-key.pem"
+        _write_secret(self.key, _private(self._key))
 
-    def pair(self, name: str, names: tuple[x509.GeneralName, ...] = LOOPBACK, *, expired: bool = False) -> Pair:
-        """Return a certificate for `names`, fit for a server and for a client called `name`; until yesterday or so."""
+    def pair(
+        self,
+        name: str,
+        names: tuple[x509.GeneralName, ...] = LOOPBACK,
+        *,
+        group: str | None = None,
+        expired: bool = False,
+    ) -> Pair:
+        """Return a certificate for `names`, fit for a server and for a client called `name` of the `group`.
+
+        It is valid half as long as the authority, or until an hour ago.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
-        until = datetime.now(UTC) + (-DAY / 24 if expired else DAY / 2)
+        until = datetime.now(UTC) + (-DAY / 24 if expired else self._lasting / 2)
         certificate = (
-            _builder(_named(name), key.public_key(), until - DAY / 2, until)
+            _builder(_named(name, group), key.public_key(), until - self._lasting / 2, until)
             .issuer_name(self._name)
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
@@ -59,16 +72,25 @@ class Authority:
             .sign(self._key, hashes.SHA256())
         )
         public = certificate.public_bytes(Encoding.PEM)
-        private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        private = _private(key)
         pair = Pair(*(self._folder / f"{name}{end}.pem" for end in ("", "-key", "-both")))
         for file, content in ((pair.certificate, public), (pair.key, private), (pair.both, private + public)):
-            file.touch(0o600)
-            file.write_bytes(content)
+            _write_secret(file, content)
         return pair
 
 
-def _named(name: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+def _private(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def _write_secret(file: Path, content: bytes) -> None:
+    file.touch(0o600)
+    file.write_bytes(content)
+
+
+def _named(name: str, group: str | None = None) -> x509.Name:
+    of_group = [] if group is None else [x509.NameAttribute(NameOID.ORGANIZATION_NAME, group)]
+    return x509.Name([*of_group, x509.NameAttribute(NameOID.COMMON_NAME, name)])
 
 
 def _builder(

@@ -34,6 +34,12 @@ class Part(ABC):
     scope = ""
     """What names there begin with that are not the tests' alone to give; nothing at a server of their own."""
 
+    ready_s = READY_S
+    """How long it may take until the server answers."""
+
+    look_again_s = LOOK_AGAIN_S
+    """How long it is left alone until it is asked again whether it does."""
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.port = free_port()
@@ -61,6 +67,12 @@ class Part(ABC):
 
     def start(self) -> Self:
         """Start the server and return once it answers.  Raises: Unobtainable; AssertionError, with its log."""
+        self.begin()
+        self.until_ready()
+        return self
+
+    def begin(self) -> None:
+        """Start the server, which does not answer yet.  Raises: Unobtainable."""
         command, env = self.command()
         self.folder.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
@@ -75,13 +87,24 @@ class Part(ABC):
                 cwd=self.folder,
                 start_new_session=True,
             ).result()
-        deadline = time.monotonic() + READY_S
+
+    def until_ready(self) -> None:
+        """Return once the server that was begun answers.  Raises: AssertionError, with its log."""
+        deadline = time.monotonic() + self.ready_s
         while not self.answers():
-            if self._process.poll() is not None or time.monotonic() > deadline:
+            if self.has_ended() or time.monotonic() > deadline:
+                said = self.said()
                 self.kill()
-                raise AssertionError(f"{type(self).__name__} did not start: {self.log.read_text()[-3000:]}")
-            time.sleep(LOOK_AGAIN_S)
-        return self
+                raise AssertionError(f"{type(self).__name__} did not start: {said}")
+            time.sleep(self.look_again_s)
+
+    def has_ended(self) -> bool:
+        """Whether there is no process, or none that lives."""
+        return self._process is None or self._process.poll() is not None
+
+    def said(self) -> str:
+        """Return the end of its log."""
+        return self.log.read_text(errors="replace")[-3000:]
 
     def stop(self) -> None:
         """End the server as an operator would."""
