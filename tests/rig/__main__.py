@@ -2,7 +2,8 @@
 
 `up` starts them, says how to reach them, and stays until Ctrl-C or `down`; they end with it, and keep their data.
 Where Docker is, they are containers (`choice`).
-`obtain` gets them and goes.  `bench` and `streams` measure over parts of their own.
+`obtain` gets them and goes.  Kubernetes is dealt with when it is named: it is built first, begins empty each time, and
+is up beside the others or alone.  `bench` and `streams` measure over parts of their own.
 """
 
 import argparse
@@ -14,13 +15,14 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from runtape.adapters.kafka import topics
 from tests.rig import choice, contained, docker, given, store
 from tests.rig.contained import Contained
 from tests.rig.kafka import Kafka
+from tests.rig.kubernetes.cluster import Kubernetes
 from tests.rig.mongo import Mongo
 from tests.rig.nginx import Frontend, Names
 from tests.rig.part import Part, free_port
@@ -28,10 +30,12 @@ from tests.rig.redis import Redis
 from tests.rig.registry import Registry
 
 STOP_S = 30.0
-KEPT = "runtape-rig"
+KEPT = "runtape-rig-"
 """What the names of the containers begin with, where Docker is."""
 
-PORTS = {"redis": 16379, "mongo": 27117, "kafka": 19092, "registry": 18081}
+PORTS = {"redis": 16379, "mongo": 27117, "kafka": 19092, "registry": 18081, "kubernetes": 16443}
+USUAL, KUBERNETES = "usual", "kubernetes"
+"""The parts that are meant where none is named."""
 
 
 def folder() -> Path:
@@ -39,14 +43,22 @@ def folder() -> Path:
     return store.folder() / "developer"
 
 
-def parts() -> dict[str, Part]:
-    """Return the parts by name, each at its port."""
-    found: dict[str, Part] = {
-        "redis": choice.our_redis(folder() / "redis", f"{KEPT}-redis"),
-        "mongo": choice.our_mongo(folder() / "mongo", f"{KEPT}-mongo"),
-        "kafka": choice.our_kafka(folder() / "kafka", f"{KEPT}-kafka"),
-        "registry": choice.our_registry(folder() / "registry", f"{KEPT}-registry"),
+def made(below: Path, which: str, kept: str = "") -> dict[str, Part]:
+    """Return the parts by name, with their data below the folder, or in containers whose names begin with `kept`."""
+    if which == KUBERNETES:
+        return {KUBERNETES: Kubernetes(below / KUBERNETES)}
+    makers: dict[str, Callable[[Path, str], Part]] = {
+        "redis": choice.our_redis,
+        "mongo": choice.our_mongo,
+        "kafka": choice.our_kafka,
+        "registry": choice.our_registry,
     }
+    return {name: make(below / name, kept and f"{kept}{name}") for name, make in makers.items()}
+
+
+def parts(which: str) -> dict[str, Part]:
+    """Return the parts by name, each at its port."""
+    found = made(folder(), which, KEPT)
     for name, part in found.items():
         part.port = PORTS[name]
     return found
@@ -54,6 +66,8 @@ def parts() -> dict[str, Part]:
 
 def settings(found: Mapping[str, Part]) -> dict[str, str]:
     """Return the settings that name the parts."""
+    if isinstance(kubernetes := found.get(KUBERNETES), Kubernetes):
+        return {"KUBECONFIG": str(kubernetes.kubeconfig)}
     redis, mongo, kafka, registry = found["redis"], found["mongo"], found["kafka"], found["registry"]
     assert isinstance(redis, Redis) and isinstance(mongo, Mongo)
     assert isinstance(kafka, Kafka) and isinstance(registry, Registry)
@@ -70,61 +84,60 @@ def _as_what(part: Part) -> str:
     return f", in a container of {contained.image(part.service)}" if isinstance(part, Contained) else ""
 
 
-def running() -> int | None:
+def told(which: str) -> Path:
+    """Return the file in which the process that keeps the parts tells of itself."""
+    return folder() / ("running.json" if which == USUAL else f"running-{which}.json")
+
+
+def running(which: str) -> int | None:
     """Return the process that keeps the parts, None when there is none."""
     try:
-        pid = json.loads((folder() / "running.json").read_text())["pid"]
+        pid = json.loads(told(which).read_text())["pid"]
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except (OSError, ValueError, KeyError):
         return None
     return pid if b"tests.rig" in words else None
 
 
-def obtain() -> int:
+def obtain(which: str) -> int:
     """Get what is not there yet of each part, and start it once, which is slower the first time."""
     with tempfile.TemporaryDirectory(prefix="runtape-rig-") as name, Names() as names:
-        once = Path(name)
-        frontend = Frontend(once / "frontend", names, free_port())
-        servers = (
-            choice.our_redis(once / "redis"),
-            choice.our_mongo(once / "mongo"),
-            choice.our_kafka(once / "kafka"),
-            choice.our_registry(once / "registry"),
-        )
-        for part in (*servers, frontend):
+        found = made(Path(name), which)
+        if which == USUAL:
+            found["nginx"] = Frontend(Path(name) / "nginx", names, free_port())
+        for called, part in found.items():
             began_s = time.monotonic()
             try:
                 part.start().stop()
             except store.Unobtainable as error:
                 print(f"error: {error}", file=sys.stderr)
                 return 1
-            print(f"{part.name:<9} is there after {time.monotonic() - began_s:.1f} s{_as_what(part)}", flush=True)
-    if contained.missing() is not None and os.geteuid() == 0:
+            print(f"{called:<10} is there after {time.monotonic() - began_s:.1f} s{_as_what(part)}", flush=True)
+    if which == USUAL and contained.missing() is not None and os.geteuid() == 0:
         try:
             docker.programs()  # which the tests of the containers take where there is no Docker
         except store.Unobtainable as error:
-            print(f"docker    cannot be had: {error}", file=sys.stderr)
+            print(f"docker     cannot be had: {error}", file=sys.stderr)
     return 0
 
 
-def up() -> int:
+def up(which: str) -> int:
     """Start the parts and stay."""
-    if (pid := running()) is not None:
+    if (pid := running(which)) is not None:
         print(f"error: the rig is up already, in process {pid}; ./runtape rig down ends it", file=sys.stderr)
         return 1
     folder().mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    found = parts()
+    found = parts(which)
     started: list[Part] = []
     try:
         for name, part in found.items():
             print(f"{name}{_as_what(part)} ...", file=sys.stderr, flush=True)
             part.start()
             started.append(part)
-        kafka = found["kafka"]
-        assert isinstance(kafka, Kafka)
-        asyncio.run(topics.initialise({"bootstrap_servers": kafka.bootstrap}, 1))
-        (folder() / "running.json").write_text(json.dumps({"pid": os.getpid()}))
+        if isinstance(kafka := found.get("kafka"), Kafka):
+            asyncio.run(topics.initialise({"bootstrap_servers": kafka.bootstrap}, 1))
+        told(which).write_text(json.dumps({"pid": os.getpid()}))
         for name, value in settings(found).items():
             print(f"export {name}={shlex.quote(value)}", flush=True)
         signal.pause()
@@ -136,36 +149,43 @@ def up() -> int:
     finally:
         for part in reversed(started):
             part.stop()
-        (folder() / "running.json").unlink(missing_ok=True)  # `down` returns then, and the ports are free
+        told(which).unlink(missing_ok=True)  # `down` returns then, and the ports are free
     return 0
 
 
-def down() -> int:
-    """End the parts that `up` has started."""
-    pid = running()
-    if pid is None:
+def down(which: str) -> int:
+    """End the parts that `up` has started; all of them where none is named."""
+    keepers = {each: pid for each in {which, KUBERNETES} if (pid := running(each)) is not None}
+    if not keepers:
         print("the rig is not up")
         return 0
-    os.kill(pid, signal.SIGTERM)
+    for pid in keepers.values():
+        os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + STOP_S
-    while running() is not None:
-        if time.monotonic() > deadline:
-            print(f"error: process {pid} has not ended within {STOP_S:g} s", file=sys.stderr)
-            return 1
-        time.sleep(0.1)
+    for each, pid in keepers.items():
+        while running(each) is not None:
+            if time.monotonic() > deadline:
+                print(f"error: process {pid} has not ended within {STOP_S:g} s", file=sys.stderr)
+                return 1
+            time.sleep(0.1)
     print("the rig is down")
     return 0
 
 
-def status() -> int:
+def status(which: str) -> int:
     """Tell which parts answer, and which of them are given."""
+    asked = parts(which)
+    if running(KUBERNETES) is not None:
+        asked |= parts(KUBERNETES)
     theirs = given.parts()
+    if which == KUBERNETES:
+        theirs = {name: part for name, part in theirs.items() if name == KUBERNETES}
     answers: dict[str, bool] = {}
-    for name, part in (parts() | theirs).items():
+    for name, part in (asked | theirs).items():
         answers[name] = part.answers()
         ours = f"on port {part.port}{_as_what(part)}"
         where = f"where {given.VARIABLES[name]} says" if name in theirs else ours
-        print(f"{name:<9} {'answers' if answers[name] else 'does not answer'} {where}")
+        print(f"{name:<10} {'answers' if answers[name] else 'does not answer'} {where}")
     return 0 if all(answers.values()) else 3
 
 
@@ -177,7 +197,9 @@ def main() -> int:
         return {"bench": bench, "streams": streams}[sys.argv[1]].main(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="./runtape rig", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("command", choices=("obtain", "up", "down", "status", "bench", "streams"))
-    return {"obtain": obtain, "up": up, "down": down, "status": status}[parser.parse_args().command]()
+    parser.add_argument("part", nargs="?", choices=(KUBERNETES,), help="instead of the others")
+    arguments = parser.parse_args()
+    return {"obtain": obtain, "up": up, "down": down, "status": status}[arguments.command](arguments.part or USUAL)
 
 
 if __name__ == "__main__":

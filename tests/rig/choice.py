@@ -7,8 +7,9 @@ from typing import TypeVar
 
 from tests.rig import contained
 from tests.rig.contained import ContainedKafka, ContainedMongo, ContainedRedis, ContainedRegistry
-from tests.rig.given import GivenKafka, GivenMongo, GivenRedis, GivenRegistry, addresses
+from tests.rig.given import GivenKafka, GivenKubernetes, GivenMongo, GivenRedis, GivenRegistry, addresses
 from tests.rig.kafka import Kafka
+from tests.rig.kubernetes.cluster import Kubernetes
 from tests.rig.mongo import Mongo
 from tests.rig.part import Part
 from tests.rig.redis import Redis
@@ -81,3 +82,9 @@ def a_redis(folder: Path) -> Redis:
     """Return the Redis that is given, else one of the tests' own."""
     address = addresses().get("redis")
     return our_redis(folder) if address is None else GivenRedis(address)
+
+
+def a_kubernetes(folder: Path) -> Kubernetes | GivenKubernetes:
+    """Return the Kubernetes that is given, else one of the tests' own with its data in `folder`."""
+    address = addresses().get("kubernetes")
+    return Kubernetes(folder) if address is None else GivenKubernetes(address)

@@ -4,10 +4,12 @@ Others may use them too, and earlier runs may have left something: topics, subje
 names of its own (`Part.scope`), the database in Redis is one that was empty, and what was made is removed at the end.
 """
 
+import asyncio
 import os
 import secrets
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn, Self
 from urllib.parse import urlsplit, urlunsplit
@@ -31,8 +33,9 @@ VARIABLES = {
     "registry": "RUNTAPE_TEST_REGISTRY",
     "mongo": "RUNTAPE_TEST_MONGO",
     "redis": "RUNTAPE_TEST_REDIS",
+    "kubernetes": "RUNTAPE_TEST_KUBECONFIG",
 }
-"""Where each part is given: Kafka as host:port, the others as URLs."""
+"""Where each part is given: Kafka as host:port, Kubernetes as the path of a kubeconfig, the others as URLs."""
 
 NOT_KILLED = "given servers are not killed"
 ANSWER_S = 5.0
@@ -210,11 +213,49 @@ class GivenRedis(Given, Redis):
             self._number = None
 
 
+class GivenKubernetes(Given):
+    """A cluster; namespaces of this run have names that begin with `scope`, and go with all that is in them."""
+
+    @property
+    def kubeconfig(self) -> Path:
+        """The file that says how to reach it."""
+        return Path(self.address)
+
+    def answers(self) -> bool:
+        return self._namespaces() is not None
+
+    def _namespaces(self, remove: str | None = None) -> list[str] | None:
+        """Return their names, and remove those that begin with `remove`; None: it does not answer."""
+        import aiohttp  # they take half a second, and most tests do without
+        from kubernetes_asyncio import client, config
+
+        async def asked() -> list[str]:
+            await config.load_kube_config(self.address)
+            async with client.ApiClient() as connection:
+                core = client.CoreV1Api(connection)
+                listed = await core.list_namespace(_request_timeout=ANSWER_S)
+                names = [each.metadata.name for each in listed.items]
+                for name in names:
+                    if remove is not None and name.startswith(remove):
+                        await core.delete_namespace(name, _request_timeout=ANSWER_S)
+                return names
+
+        with ThreadPoolExecutor(1) as thread:  # who asks may be in a loop of their own
+            try:
+                return thread.submit(asyncio.run, asked()).result()
+            except (OSError, TimeoutError, config.ConfigException, client.ApiException, aiohttp.ClientError):
+                return None
+
+    def tidy(self) -> None:
+        self._namespaces(remove=self.scope)
+
+
 _KINDS: Mapping[str, Callable[[str], Given]] = {
     "kafka": GivenKafka,
     "registry": GivenRegistry,
     "mongo": GivenMongo,
     "redis": GivenRedis,
+    "kubernetes": GivenKubernetes,
 }
 
 
