@@ -28,6 +28,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 OTHER = "other"
 CLUSTER = "tests/cluster/"
+KUBERNETES = "tests/kubernetes/"
 LONGEST = (
     "test_unprivileged",
     "test_crash_points",
@@ -217,6 +218,18 @@ def _docker() -> str | None:
     return _mounts() or _obtained(docker.programs) or _obtained(redis.programs)
 
 
+def _kubernetes() -> str | None:
+    """Never build it: that takes minutes."""
+    from tests.rig.given import addresses
+    from tests.rig.kubernetes import machine, programs
+
+    if "kubernetes" in addresses():
+        return None
+    if programs.missing():
+        return "it has not been built; ./runtape rig obtain kubernetes does that, in some minutes"
+    return machine.why_impossible()
+
+
 PARTS = {
     **{lang: Part(f"{lang}, as the sandbox finds it", _language(lang)) for lang in LANGUAGES},
     "root": Part("the tests run as root", _root),
@@ -235,6 +248,7 @@ PARTS = {
     "registry": Part("a schema registry, given, in Docker or from Maven's repository", _registry),
     "nginx": Part("nginx, from Debian's packages", _nginx),
     "docker": Part("Docker, here or a private one from Debian's packages", _docker),
+    "kubernetes": Part("Kubernetes, given or built beforehand", _kubernetes),
     "own": Part("servers of the tests' own, where they need some", _own),
     "alone": Part("a machine for themselves", _alone),
     "patience": Part("some more minutes, which CI has", _patience),
@@ -267,7 +281,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the cluster and the longest files, whatever number of tests they have: none is left over then."""
     first = {name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: -1 if of_cluster(item.nodeid) else first.get(item.path.stem, len(first)))
+    items.sort(key=lambda item: -1 if shared_cluster(item.nodeid) else first.get(item.path.stem, len(first)))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling:
@@ -275,15 +289,17 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFil
 
 
 class FilesAndTheCluster(LoadFileScheduling):
-    """Gives the tests of a file to one worker, and all tests over the cluster to one: there is one cluster then."""
+    """Gives the tests of a file to one worker, and all tests over one cluster to one: it is started once then."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return CLUSTER if of_cluster(nodeid) else super()._split_scope(nodeid)
+        return shared_cluster(nodeid) or super()._split_scope(nodeid)
 
 
-def of_cluster(nodeid: str) -> bool:
-    """Return whether the test runs over the cluster that the tests of a session share."""
-    return nodeid.startswith(CLUSTER) or "[cluster" in nodeid
+def shared_cluster(nodeid: str) -> str | None:
+    """Return whose tests share the cluster that a test runs over: the product's, or Kubernetes; None: it has none."""
+    if nodeid.startswith(CLUSTER) or "[cluster" in nodeid:
+        return CLUSTER
+    return KUBERNETES if nodeid.startswith(KUBERNETES) else None
 
 
 @pytest.hookimpl(tryfirst=True)

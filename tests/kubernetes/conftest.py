@@ -1,0 +1,33 @@
+"""One Kubernetes for all tests of this folder, which a process runs together."""
+
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+from kubernetes_asyncio import client
+
+from tests.kubernetes.pods import a_namespace, connected
+from tests.rig.choice import a_kubernetes
+from tests.rig.given import GivenKubernetes
+from tests.rig.kubernetes.cluster import Kubernetes
+
+
+@pytest.fixture(scope="session")
+def kubernetes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kubernetes | GivenKubernetes]:
+    cluster = a_kubernetes(tmp_path_factory.mktemp("kubernetes"))
+    try:
+        yield cluster.start()
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture
+async def api(kubernetes: Kubernetes | GivenKubernetes) -> AsyncIterator[client.CoreV1Api]:
+    """The API, as its administrator."""
+    async with connected(kubernetes.kubeconfig) as connection:
+        yield client.CoreV1Api(connection)
+
+
+@pytest.fixture
+async def namespace(api: client.CoreV1Api, kubernetes: Kubernetes | GivenKubernetes) -> str:
+    """A namespace of the test's own."""
+    return await a_namespace(api, kubernetes.scope)
