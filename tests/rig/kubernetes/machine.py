@@ -137,7 +137,7 @@ class Machine(Inner):
 
     def _make_group(self, root: Path) -> None:
         for other in root.glob(f"{_GROUP}*"):
-            if not Path("/proc", other.name.removeprefix(_GROUP)).exists():  # nobody was left to remove it
+            if not _lives(other.name.removeprefix(_GROUP)):  # nobody was left to remove it
                 _remove(other)
         group = root / self.control_group.lstrip("/")
         group.mkdir()
@@ -208,6 +208,14 @@ def _status_of(port: int, path: str, encrypted: bool) -> int | None:
         return None
     finally:
         connection.close()
+
+
+def _lives(first: str) -> bool:
+    """Whether a process is the first of a machine, and neither dead already nor another with the same number."""
+    try:
+        return Path("/proc", first, "exe").readlink().name == "pause"
+    except OSError:
+        return False
 
 
 def _remove(group: Path) -> None:
