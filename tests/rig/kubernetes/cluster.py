@@ -56,8 +56,8 @@ class Kubernetes(Machine):
     def begin(self) -> None:
         programs.obtain()
         shutil.rmtree(self.folder, ignore_errors=True)
-        super().begin()
         try:
+            super().begin()
             self._begin_components()
         except BaseException:
             self.kill()

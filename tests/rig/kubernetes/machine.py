@@ -6,6 +6,7 @@ bridges, the shims of containers, what it writes below /run, /var/lib and /var/l
 Only control groups are everybody's; those of a machine are below a group with a name of its own, which `stop` removes.
 """
 
+import contextlib
 import ctypes
 import errno
 import http.client
@@ -81,18 +82,20 @@ class Inner(Part):
 
     @property
     def pid(self) -> int:
-        """The process in those namespaces, by its number here."""
+        """The process in those namespaces, by its number here.  Raises: ProcessLookupError, when it has ended."""
         outer = super().pid
         assert self._process is not None
-        while not (children := Path(f"/proc/{outer}/task/{outer}/children").read_text().split()):
-            assert self._process.poll() is None, self.said()
+        while self._process.poll() is None:
+            if children := Path(f"/proc/{outer}/task/{outer}/children").read_text().split():
+                return int(children[0])
             time.sleep(LOOK_AGAIN_S)
-        return int(children[0])
+        raise ProcessLookupError(f"{type(self).__name__} has ended: {self.said()}")
 
     def _signal(self, number: signal.Signals) -> None:
         # Who waits for it stands still and ends as it does, but would not notice the end while it stands still.
         assert self._process is not None
-        os.kill(self.pid, number)
+        with contextlib.suppress(ProcessLookupError):  # it ends by itself at this moment
+            os.kill(self.pid, number)
         if number in (signal.SIGKILL, signal.SIGCONT):
             self._process.send_signal(signal.SIGCONT)
 
