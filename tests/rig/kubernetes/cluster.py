@@ -131,3 +131,4 @@ class Kubernetes(Machine):
         self.forwarder.stop()
         for part in self.components:
             part.forget()
+        shutil.rmtree(self.containerd.root, ignore_errors=True)  # it would be in the way of nobody but the disk

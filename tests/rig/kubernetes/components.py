@@ -221,6 +221,11 @@ class Scheduler(Component):
 class Containerd(Component):
     """What runs containers, with runc, and gives them their network."""
 
+    @property
+    def root(self) -> Path:
+        """Where it keeps images and what containers write, half a gigabyte with nothing but the images."""
+        return self.folder / "root"
+
     def arguments(self) -> Sequence[str | Path]:
         root = programs.runtime()
         return [root / "usr/bin/containerd", "--config", self._settings(root)]
@@ -252,7 +257,7 @@ class Containerd(Component):
         file = self.folder / "config.toml"
         # Who lacks CAP_SYS_RESOURCE may not protect a sandbox from the OOM killer; runc would say nothing but "EOF".
         file.write_text(f"""version = 2
-root = "{self.folder / "root"}"
+root = "{self.root}"
 state = "/run/containerd/state"
 disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.internal.v1.tracing"]
 [grpc]
