@@ -40,9 +40,13 @@ int confine(bool dumpable) {
     struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
     struct __user_cap_data_struct none[_LINUX_CAPABILITY_U32S_3] = {0}; /* empties the ambient set too */
     if (syscall(SYS_capset, &header, none) < 0) return -1;
-    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0) return -1;
     if (prctl(PR_SET_DUMPABLE, dumpable, 0, 0, 0) < 0) return -1;
+    return install_filter();
+}
+
+int install_filter(void) {
     struct sock_fprog program = {.len = filter_length, .filter = filter};
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0) return -1;
     return syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program);
 }
 

@@ -160,6 +160,9 @@ int load_filter(void);
    into this process.  -1 and errno; then the process must end. */
 int confine(bool dumpable);
 
+/* Install the filter alone, for who has no privilege to give up. */
+int install_filter(void);
+
 /* One datagram with descriptors; all of them are close-on-exec.  `receive` returns its length, 0 at the end of file,
    -1 and errno; it fills `fds` and sets `*count`. */
 ssize_t receive(int socket, void *buffer, size_t size, int *fds, int *count);
