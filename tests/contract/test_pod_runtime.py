@@ -58,6 +58,9 @@ class PodRuntimeContract(ABC):
     @abstractmethod
     def program(self, kind: Program) -> tuple[str, str, str]: ...
 
+    soon_s = 0.4
+    """Longer than a program takes to start."""
+
     def lease(self, seconds: float = 60.0) -> datetime:
         return datetime.now(UTC) + timedelta(seconds=seconds)
 
@@ -250,13 +253,13 @@ class PodRuntimeContract(ABC):
         assert not any(record.truncated for record in records)
 
     async def test_program_is_killed_when_its_lease_is_not_extended(self, pods: PodRuntime) -> None:
-        await pods.start(self.spec(Program.WAIT), 1, self.lease(0.4))
+        await pods.start(self.spec(Program.WAIT), 1, self.lease(self.soon_s))
         ended = await self.end(pods, PodKey(ExecutionId("e1"), 1))
         assert ended.outcome.kind is OutcomeKind.SANDBOX_ERROR
         assert ended.outcome.reason == "lease_expired"
 
     async def test_program_outlives_a_lease_that_is_extended(self, pods: PodRuntime) -> None:
-        await pods.start(self.spec(Program.WAIT, limits=Limits(wall_s=1.0)), 1, self.lease(0.4))
+        await pods.start(self.spec(Program.WAIT, limits=Limits(wall_s=self.soon_s + 0.6)), 1, self.lease(self.soon_s))
         key = PodKey(ExecutionId("e1"), 1)
         await pods.extend(key, self.lease(60))
         assert (await self.end(pods, key)).outcome.kind is OutcomeKind.WALL_LIMIT

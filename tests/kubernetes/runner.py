@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import platform
 import subprocess
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
@@ -10,47 +9,36 @@ from pathlib import Path
 from typing import Any, Self
 
 from runtape.adapters.kubernetes import protocol
-from runtape.adapters.kubernetes.protocol import Event, Link, Order, Report, Run
-from runtape.adapters.sandbox.keeper import seccomp
+from runtape.adapters.kubernetes.protocol import Event, Link, Report, Run
+from runtape.adapters.sandbox.keeper.wire import Order
 from runtape.domain.tape import Record
 
-ADAPTERS = Path(protocol.__file__).parents[1]
-SOURCES = (
-    *sorted((ADAPTERS / "kubernetes" / "runner").glob("*.c")),
-    *(ADAPTERS / "sandbox" / "native" / name for name in ("collect.c", "confine.c", "runner.c")),
-)
-FLAGS = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-fstack-protector-strong", "-D_FORTIFY_SOURCE=2")
 CONTAINER = """
-cd "$1" && mkdir -p box proc tmp sys && cp "$2" runner && : >report && chmod 666 report
+cd "$1" && mkdir -p box proc tmp sys runtape && : >report && chmod 666 report
 for folder in usr bin sbin lib lib64 etc dev; do
     if [ -L "/$folder" ]; then ln -sfn "$(readlink "/$folder")" "$folder"
     elif [ -d "/$folder" ]; then mkdir -p "$folder" && mount --rbind "/$folder" "$folder"; fi
 done
-mount -t tmpfs -o size=64m,mode=777 box box && mount -t proc proc proc && exec chroot . \
-    setpriv --bounding-set=-all --inh-caps=-all --no-new-privs /runner /report
+mount --bind "$2" runtape && mount -t tmpfs -o size=64m,mode=777 box box && mount -t proc proc proc && exec chroot . \
+    setpriv --bounding-set=-all --inh-caps=-all --no-new-privs /runtape/pod /report
 """
 SECOND_NS = 10**9
 PATIENCE_S = 20.0
 TOKEN = bytes(range(16))
 
 
-def built(folder: Path) -> Path:
-    """Build the runner and return where it is."""
-    program = folder / "runner"
-    include = f"-I{ADAPTERS / 'sandbox' / 'native'}"
-    subprocess.run(["gcc", *FLAGS, "-static", include, "-o", program, *SOURCES], check=True)
-    return program
-
-
 def order(script: str, **changes: Any) -> Order:
     """Return the order of a shell script, with `changes`."""
     plain = Order(
-        files=[("main.sh", script.encode())],
-        argv=[b"/bin/sh", b"main.sh"],
+        files=(("main.sh", script.encode()),),
+        argv=(b"/bin/sh", b"main.sh"),
         env={b"PATH": b"/usr/bin:/bin"},
-        rlimits=[],
+        rlimits=(),
+        memory_bytes=0,
+        processes=0,
+        stdin=b"",
     )
-    return replace(plain, **changes)
+    return plain._replace(**changes)
 
 
 def limits(**changes: Any) -> Run:
@@ -115,13 +103,11 @@ class Container:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def opened(cls, program: Path, root: Path) -> AsyncIterator[Self]:
-        """Start one, and see it dead in the end."""
-        (root / "runtape").mkdir(parents=True)
-        (root / "runtape" / "filter.bpf").write_bytes(seccomp.assemble(platform.machine()))
+    async def opened(cls, runtape: Path, root: Path) -> AsyncIterator[Self]:
+        """Start one with that folder `/runtape` in the empty folder `root`, and see it dead in the end."""
         command = ["unshare", "--user", "--map-root-user", "--mount", "--pid", "--ipc", "--fork", "--kill-child"]
         process = await asyncio.create_subprocess_exec(
-            *command, "sh", "-c", CONTAINER, "sh", root, program, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            *command, "sh", "-c", CONTAINER, "sh", root, runtape, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         try:
             yield cls(process, root)

@@ -9,21 +9,25 @@ from pathlib import Path
 import pytest
 
 from runtape.adapters.kubernetes import protocol
+from runtape.adapters.kubernetes.building import build
 from runtape.adapters.kubernetes.protocol import Files, Point, Started, State, Welcome
+from runtape.adapters.sandbox.keeper import wire
 from runtape.domain.tape import RECORD_BYTES
-from tests.kubernetes.runner import SECOND_NS, TOKEN, Attached, Container, built, limits, order, printed
+from tests.kubernetes.runner import SECOND_NS, TOKEN, Attached, Container, limits, order, printed
 
 pytestmark = pytest.mark.needs("sandbox")
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return built(tmp_path_factory.mktemp("runner"))
+def runtape(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runtape")
+    build(folder)
+    return folder
 
 
 @pytest.fixture
-async def container(program: Path, tmp_path: Path) -> AsyncIterator[Container]:
-    async with Container.opened(program, tmp_path / "root") as container:
+async def container(runtape: Path, tmp_path: Path) -> AsyncIterator[Container]:
+    async with Container.opened(runtape, tmp_path) as container:
         yield container
 
 
@@ -53,8 +57,8 @@ async def test_files_arguments_variables_and_input_arrive(container: Container) 
     stdin = bytes(i * 7 % 256 for i in range(500_000))
     what = order(
         'printf %s "$1$2$GREETING"; cat a/b; cat',
-        files=[("main.sh", b'printf %s "$1$2$GREETING"; cat a/b; cat'), ("a/b", b"x" * 100_000)],
-        argv=[b"/bin/sh", b"main.sh", b"one", b""],
+        files=(("main.sh", b'printf %s "$1$2$GREETING"; cat a/b; cat'), ("a/b", b"x" * 100_000)),
+        argv=(b"/bin/sh", b"main.sh", b"one", b""),
         env={b"GREETING": b"\xffhello", b"PATH": b"/usr/bin:/bin"},
         stdin=stdin,
     )
@@ -69,7 +73,7 @@ async def test_a_program_without_an_input_reads_nothing(container: Container) ->
 
 
 async def test_what_cannot_be_started_says_why(container: Container) -> None:
-    _, report = await (await container.run(order("", argv=[b"/no/such/program"]))).outcome()
+    _, report = await (await container.run(order("", argv=(b"/no/such/program",)))).outcome()
     assert report.failure == "/no/such/program: No such file or directory"
 
 
@@ -143,7 +147,7 @@ async def test_the_rest_comes_again_to_who_attaches_again(container: Container) 
 
 @pytest.mark.parametrize("cut", [1, 4, 6, 500, 16_000, 16_389, 16_390, 20_000, -1])
 async def test_a_transfer_that_was_cut_off_is_begun_again(container: Container, cut: int) -> None:
-    what = order("wc -c <big; cat", files=[("main.sh", b"wc -c <big; cat"), ("big", b"x" * 40_000)], stdin=b"in\n")
+    what = order("wc -c <big; cat", files=(("main.sh", b"wc -c <big; cat"), ("big", b"x" * 40_000)), stdin=b"in\n")
     attached = container.attach()
     await attached.until(Welcome)
     container.write(protocol.run(what, limits())[:cut])
@@ -180,16 +184,16 @@ async def test_files_that_are_left_are_handed_over_as_often_as_one_asks(containe
     assert report.left_files
     found: list[list[bytes]] = []
     for _ in range(2):
-        container.write(protocol.collect(10, 1 << 20))
+        container.write(protocol.collect(wire.collect(10, 1 << 20)))
         found.append([event.message for event in await _until_empty(attached)])
     assert found[0] == found[1]
     assert b"".join(found[0]).count(b"passwd") == 0
     assert len(b"".join(found[0])) > 100_000
-    container.write(protocol.collect(10, 1 << 20))
+    container.write(protocol.collect(wire.collect(10, 1 << 20)))
     assert isinstance(await attached.next(), Files)
     once_more = container.attach(after_seq=report.last_seq)
     await once_more.outcome()
-    container.write(protocol.collect(10, 1 << 20))
+    container.write(protocol.collect(wire.collect(10, 1 << 20)))
     assert [event.message for event in await _until_empty(once_more)] == found[0]
 
 
@@ -228,8 +232,8 @@ async def test_a_report_that_the_program_has_written_is_overwritten(container: C
     assert container.reported() == report
 
 
-async def test_a_runner_is_the_first_process_or_none(program: Path) -> None:
-    process = await asyncio.create_subprocess_exec(program, "/dev/null", stderr=asyncio.subprocess.PIPE)
+async def test_a_runner_is_the_first_process_or_none(runtape: Path) -> None:
+    process = await asyncio.create_subprocess_exec(runtape / "pod", "/dev/null", stderr=asyncio.subprocess.PIPE)
     _, stderr = await process.communicate()
     assert process.returncode == 64
     assert b"first process" in stderr

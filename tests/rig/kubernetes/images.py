@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,8 +72,8 @@ NODE = Recipe(
 RECIPES = (PYTHON, NODE)
 
 
-def build(recipe: Recipe, suite: str, folder: Path) -> None:
-    """Make the image's archive in `folder`.  Raises: Unobtainable."""
+def build(recipe: Recipe, suite: str, folder: Path, add: Callable[[Path], object] = lambda _: None) -> None:
+    """Make the image's archive in `folder`, with what `add` lays into its tree.  Raises: Unobtainable."""
     tree = folder / "tree"
     tree.mkdir()
     debian.unpack(recipe.packages, tree, suite, whole=True)
@@ -93,6 +93,7 @@ def build(recipe: Recipe, suite: str, folder: Path) -> None:
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         (tree / name).unlink(missing_ok=True)
         (tree / name).symlink_to(target)
+    add(tree)
     environment = [f"{name}={value}" for name, value in {"PATH": _PATH, **recipe.environment}.items()]
     write(tree, folder / ARCHIVE, recipe.reference, {"Cmd": recipe.command, "Env": environment, "WorkingDir": "/"})
     shutil.rmtree(tree)

@@ -6,11 +6,12 @@ Nothing here reads or writes: a `Link` makes the bytes that are to be sent, and 
 import json
 import secrets
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
 
+from runtape.adapters.sandbox.keeper import wire
 from runtape.domain.tape import Record, Stream
 
 VERSION: Final = 1
@@ -29,10 +30,6 @@ _NANOSECONDS: Final = struct.Struct("<Q")
 _WELCOME: Final = struct.Struct("<Ic")
 _RECORD: Final = struct.Struct("<IBBQ")
 _POINT: Final = struct.Struct("<QQQ")
-_COLLECT: Final = struct.Struct("=IIQ")
-_ORDER: Final = struct.Struct("=QQIIII")
-_LIMIT: Final = struct.Struct("=QQQ")
-_LENGTH: Final = struct.Struct("=I")
 _PADDING: Final = bytes(_HEAD.size + TO_RUNNER_BYTES + len(END_OF_FRAME))
 _STREAMS: Final = {1: Stream.STDOUT, 2: Stream.STDERR}
 
@@ -114,36 +111,9 @@ class Run:
     timeline: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """What a program is: its files, its command, and the limits of each of its processes."""
-
-    files: Sequence[tuple[str, bytes]]
-    """(path relative to the work directory, content)."""
-    argv: Sequence[bytes]
-    env: Mapping[bytes, bytes]
-    rlimits: Sequence[tuple[int, int, int]]
-    """(resource, soft, hard)."""
-    stdin: bytes = b""
-
-    def packed(self) -> bytes:
-        """Return all but the input, as native/confine.h has it."""
-        variables = [name + b"=" + value for name, value in self.env.items()]
-        texts = [text for path, content in self.files for text in (path.encode(), content)]
-        texts += [*self.argv, *variables, b""]
-        counts = len(self.files), len(self.argv), len(variables), len(self.rlimits)
-        return b"".join(
-            (
-                _ORDER.pack(0, 0, *counts),
-                *(_LIMIT.pack(*limit) for limit in self.rlimits),
-                *(b"%b%b\0" % (_LENGTH.pack(len(text)), text) for text in texts),
-            )
-        )
-
-
-def run(order: Order, wanted: Run) -> bytes:
+def run(order: wire.Order, wanted: Run) -> bytes:
     """Return the frames that have a waiting runner start a program."""
-    packed = order.packed()
+    packed = order._replace(stdin=b"").packed()
     sizes = len(packed), len(order.stdin)
     times = wanted.lease_ns, wanted.wall_ns, wanted.cpu_ns
     head = _RUN.pack(wanted.token, *sizes, *times, wanted.output_bytes, wanted.timeline)
@@ -165,9 +135,9 @@ def kill() -> bytes:
     return _frame(b"K")
 
 
-def collect(files: int, total_bytes: int) -> bytes:
-    """Return the frame that asks an ended runner for the files that were left, so many and so large at most."""
-    return _frame(b"C", _COLLECT.pack(ord("c"), files, total_bytes))
+def collect(request: bytes) -> bytes:
+    """Return the frame that asks an ended runner for the files that were left, within `request`."""
+    return _frame(b"C", request)
 
 
 def leave() -> bytes:
@@ -246,7 +216,7 @@ def _event(kind: bytes, payload: bytes) -> Event:
             case b"W":
                 version, state = _WELCOME.unpack(payload)
                 if version != VERSION:
-                    raise ProtocolError(f"a runner of version {version}")
+                    raise ProtocolError(f"the runner in the image is of version {version}, this service of version {VERSION}")
                 return Welcome(State(state))
             case b"S":
                 return Started()

@@ -9,7 +9,7 @@ import os
 import re
 import subprocess
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -120,6 +120,16 @@ def detect(search_path: Sequence[str] | None = None) -> tuple[list[InstalledRunt
     return found, missing
 
 
+def in_image(lang: str, version: str, binary: str) -> InstalledRuntime:
+    """Return the runtime whose executable is `binary` in a container's image, whatever is on this machine.
+
+    Raises: KeyError, when no such language is described.
+    """
+    with open(_HERE / "runtimes.toml", "rb") as file:
+        described = {each["lang"]: each for each in tomllib.load(file)["runtime"]}
+    return _described(described[lang], binary, version, lambda _: True)
+
+
 def _numbers(version: str) -> list[float]:
     return [float(part) for part in version.split(".")]
 
@@ -189,17 +199,22 @@ def _ask_version(binary: str, description: Mapping[str, Any]) -> str | None:
 def _installed(description: Mapping[str, Any], binary: str, version: str) -> InstalledRuntime | None:
     prefix = os.path.dirname(os.path.dirname(binary))
     needed = description.get("prefix_has", "").format(version=version)
-    if prefix == "/":  # /bin/bash of a system without merged /usr: shown anyway
-        prefix = "/usr"
-    elif needed and not glob.glob(f"{glob.escape(prefix)}/{needed}"):
+    if prefix != "/" and needed and not glob.glob(f"{glob.escape(prefix)}/{needed}"):
         return None
+    return _described(description, binary, version, os.path.isdir)
+
+
+def _described(
+    description: Mapping[str, Any], binary: str, version: str, is_folder: Callable[[str], bool]
+) -> InstalledRuntime:
+    prefix = os.path.dirname(os.path.dirname(binary)).rstrip("/") or "/usr"  # /bin/bash without merged /usr: shown
     libraries = (f"{prefix}/{path.format(version=version)}" for path in description.get("libraries", ()))
     values = {
         "binary": binary,
         "prefix": prefix,
         "version": version,
         "starter": f"{wire.STARTERS}/{description.get('starter')}",
-        "libraries": ":".join(path for path in libraries if os.path.isdir(path)),
+        "libraries": ":".join(path for path in libraries if is_folder(path)),
         "script": f"/box/{description['file_name']}",
         "program": PROGRAM,
         "memory_mb": "{memory_mb}",
@@ -223,7 +238,7 @@ def _installed(description: Mapping[str, Any], binary: str, version: str) -> Ins
         compile=tuple(part.format_map(values) for part in description.get("compile", ())),
         compile_mb=description.get("compile_mb", 0),
         env=tuple((name, value.format_map(values)) for name, value in description.get("env", {}).items()),
-        shows=tuple(path for path in shows if os.path.isdir(path)),
+        shows=tuple(path for path in shows if is_folder(path)),
         reserve_mb=description["reserve_mb"],
         script=values["script"],
         zygote=tuple(part.format_map(values) for part in zygote),

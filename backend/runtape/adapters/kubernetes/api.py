@@ -1,0 +1,217 @@
+"""The part of Kubernetes' API that pods need, in the words of the ports' errors.
+
+Answers are plain JSON: the client's models take longer to make than the API takes to answer.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import aiohttp
+import msgspec
+from kubernetes_asyncio import client
+from kubernetes_asyncio.stream import WsApiClient
+
+from runtape.ports.errors import Permanent, Transient, Unavailable
+
+TIMEOUT_S: Final = 10.0
+CLOSE_S: Final = 1.0
+WATCH_S: Final = 300
+"""How long one watch lasts before the API ends it, and another goes on behind it."""
+SILENCE_S: Final = 90.0
+"""A watch that says nothing for so long, not even its bookmark of each minute, is dead."""
+_CONFLICT: Final = 409
+_GONE: Final = 410
+_NOT_FOUND: Final = 404
+_TOO_MANY: Final = 429
+_FORBIDDEN: Final = 403
+_STDIN: Final = b"\0"
+_STDOUT: Final = 1
+_MESSAGE_BYTES: Final = 256 << 10
+
+
+class Exists(Transient):
+    """There is a pod of that name."""
+
+
+class Gone(Transient):
+    """What was to be continued from is too old: everything is to be listed anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """Pods, and from where a watch goes on."""
+
+    pods: list[dict[str, Any]]
+    version: str
+
+
+class PodApi:
+    """Pods of one namespace; `close` ends its connections."""
+
+    def __init__(self, configuration: client.Configuration, namespace: str) -> None:
+        self.namespace = namespace
+        self._client = client.ApiClient(configuration)
+        self._streams = WsApiClient(configuration)
+        self._left: set[Any] = set()
+        """Sockets of connections that were left open-ended; TLS takes leave of the other side a little later."""
+        # Typed as what they return when answers are made into models, which they are not here.
+        self._core: Any = client.CoreV1Api(self._client)
+        self._attaching: Any = client.CoreV1Api(self._streams)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.close()
+        await self._streams.close()
+        deadline_s = time.monotonic() + CLOSE_S
+        while any(each.fileno() >= 0 for each in self._left) and time.monotonic() < deadline_s:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)  # nobody tells of the end of a transport that is aiohttp's
+
+    async def create(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
+        """Make a pod and return it.  Raises: Exists; Transient, also when a quota is full; Permanent."""
+        return await self._asked(self._core.create_namespaced_pod(self.namespace, manifest, **_RAW))
+
+    async def get(self, name: str) -> dict[str, Any] | None:
+        """Return a pod, None when there is none.  Raises: Transient."""
+        with contextlib.suppress(_NotFound):
+            return await self._asked(self._core.read_namespaced_pod(name, self.namespace, **_RAW))
+        return None
+
+    async def delete(self, name: str, grace_s: int = 0) -> None:
+        """Have a pod deleted; nothing when there is none.  Raises: Transient."""
+        with contextlib.suppress(_NotFound):
+            await self._asked(
+                self._core.delete_namespaced_pod(name, self.namespace, grace_period_seconds=grace_s, **_RAW)
+            )
+
+    async def list(self, selector: str) -> Listed:
+        """Return the pods that `selector` finds.  Raises: Transient."""
+        found = await self._asked(self._core.list_namespaced_pod(self.namespace, label_selector=selector, **_RAW))
+        return Listed(found["items"], found["metadata"]["resourceVersion"])
+
+    async def watch(self, selector: str, version: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        """Yield what happens to the pods that `selector` finds after `version`: what it is, and the pod.
+
+        Ends after some minutes; the last pod's, or bookmark's, ``resourceVersion`` is where to go on.
+        Raises: Gone; Transient.
+        """
+        call = self._core.list_namespaced_pod(
+            self.namespace,
+            label_selector=selector,
+            resource_version=version,
+            watch=True,
+            allow_watch_bookmarks=True,
+            timeout_seconds=WATCH_S,
+            _preload_content=False,
+            _request_timeout=aiohttp.ClientTimeout(total=None, sock_connect=TIMEOUT_S, sock_read=SILENCE_S),
+        )
+        try:
+            async with await call as answer:
+                await _checked(answer)
+                self._leave(answer.connection.transport.get_extra_info("socket"))
+                async for line in answer.content:
+                    event = msgspec.json.decode(line)
+                    if event["type"] == "ERROR":
+                        status = event["object"]
+                        raise (Gone if status.get("code") == _GONE else Transient)(status.get("message") or "watch")
+                    yield event["type"], event["object"]
+        except _BROKEN as error:
+            raise Unavailable(f"Kubernetes does not answer: {error or type(error).__name__}") from error
+
+    @contextlib.asynccontextmanager
+    async def attached(self, name: str, container: str) -> AsyncGenerator["Attachment", None]:
+        """Attach to the standard input and output of a container.  Raises: Transient."""
+        call = self._attaching.connect_get_namespaced_pod_attach(
+            name,
+            self.namespace,
+            container=container,
+            stdin=True,
+            stdout=True,
+            stderr=False,
+            tty=False,
+            _preload_content=False,
+        )
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                connecting = await call
+                socket = await connecting.__aenter__()
+        except _BROKEN as error:
+            raise Transient(f"the pod {name} cannot be attached to: {error or type(error).__name__}") from error
+        self._leave(socket.get_extra_info("socket"))
+        try:
+            yield Attachment(socket)
+        finally:
+            await socket.close()
+
+    def _leave(self, socket: Any) -> None:
+        self._left = {each for each in self._left if each.fileno() >= 0} | {socket}
+
+    async def _asked(self, call: Any) -> Any:
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                async with await call as answer:
+                    await _checked(answer)
+                    return msgspec.json.decode(await answer.read())
+        except _BROKEN as error:
+            raise Unavailable(f"Kubernetes does not answer: {error or type(error).__name__}") from error
+
+
+class Attachment:
+    """A connection to a container's standard input and output."""
+
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        self._socket = socket
+
+    async def write(self, data: bytes) -> None:
+        """Send bytes to its input.  Raises: Transient."""
+        try:
+            for at in range(0, len(data), _MESSAGE_BYTES):
+                await self._socket.send_bytes(_STDIN + data[at : at + _MESSAGE_BYTES])
+        except _BROKEN as error:
+            raise Transient(f"the connection to the pod is lost: {error or type(error).__name__}") from error
+
+    async def read(self) -> bytes:
+        """Return what comes next of its output; empty when the connection has ended.  Raises: Transient."""
+        while True:
+            message = await self._socket.receive()
+            if message.type is aiohttp.WSMsgType.BINARY:
+                if message.data[0] == _STDOUT and len(message.data) > 1:
+                    return message.data[1:]
+            elif message.type is not aiohttp.WSMsgType.TEXT:
+                return b""
+
+
+class _NotFound(Transient):
+    """There is no such pod."""
+
+
+_RAW: Final[dict[str, Any]] = {"_preload_content": False}
+_BROKEN: Final = (aiohttp.ClientError, TimeoutError, OSError)
+
+
+async def _checked(answer: aiohttp.ClientResponse) -> None:
+    """Return when the API has done what it was asked.  Raises: Exists; Gone; Transient; Permanent."""
+    if answer.status < 300:
+        return
+    words = await answer.read()
+    try:
+        message = msgspec.json.decode(words)["message"]
+    except (msgspec.DecodeError, KeyError, TypeError):
+        message = words[:200].decode(errors="replace")
+    said = f"Kubernetes answers {answer.status}: {message}"
+    match answer.status:
+        case code if code == _CONFLICT:
+            raise Exists(said)
+        case code if code == _GONE:
+            raise Gone(said)
+        case code if code == _NOT_FOUND:
+            raise _NotFound(said)
+        case code if code == _FORBIDDEN and "exceeded quota" in message:
+            raise Transient(said)
+        case code if code == _TOO_MANY or code >= 500:
+            retry_after = answer.headers.get("retry-after", "")
+            raise Transient(said, retry_after_s=float(retry_after) if retry_after.isdigit() else None)
+    raise Permanent(said)

@@ -1,0 +1,256 @@
+"""One program in one pod: what it prints and how it ends, over as many attachments as it takes.
+
+Theory of operation.  A task attaches to the pod and listens.  When the connection breaks it attaches again, says what
+it has, and the runner goes on behind that; so no byte is lost or told twice, whatever breaks between here and there.
+Records are acknowledged when their reader has taken them: one who is slow has the program wait, in its pod.
+
+The runner tells the end.  A container that ends without it (killed by the memory limit, evicted, deleted) is seen by
+the watch; what is still on its way then has `LAST_WORDS_S` to come.
+"""
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any, Final
+
+import structlog
+
+from runtape.adapters.kubernetes import protocol
+from runtape.adapters.kubernetes.api import Attachment, PodApi
+from runtape.adapters.kubernetes.manifests import CONTAINER
+from runtape.adapters.kubernetes.outcomes import outcome_of, reported, unreported, usage_of
+from runtape.adapters.kubernetes.protocol import Link, Report, State
+from runtape.adapters.sandbox.collection import Collection
+from runtape.adapters.sandbox.keeper import wire
+from runtape.adapters.sandbox.timeline import Timeline
+from runtape.domain.limits import Limits
+from runtape.domain.outcome import Outcome, OutcomeKind, TimelinePoint, Usage
+from runtape.domain.tape import Record
+from runtape.ports.errors import Transient
+from runtape.ports.pod_runtime import PodArtifact, PodEnded, PodKey
+
+log = structlog.get_logger(__name__)
+
+LAST_WORDS_S: Final = 2.0
+_PAUSE_S: Final = 0.05
+_LONGEST_PAUSE_S: Final = 2.0
+_CANCELLED: Final = Outcome(kind=OutcomeKind.CANCELLED)
+_DELETED: Final = Outcome(
+    kind=OutcomeKind.SANDBOX_ERROR, reason="pod_deleted", message="the pod was deleted while the program ran"
+)
+
+
+class Attempt:
+    """A program from the making of its pod to its removal."""
+
+    def __init__(
+        self,
+        key: PodKey,
+        limits: Limits,
+        lease_due_s: float,
+        on_ended: Callable[[PodEnded], None],
+        *,
+        timeline: bool = False,
+    ) -> None:
+        """Prepare; `lease_due_s` is a time of the event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._key = key
+        self._limits = limits
+        self._lease_due_s = lease_due_s
+        self._on_ended = on_ended
+        self._points: list[protocol.Point] | None = [] if timeline else None
+        self._records: list[Record] = []
+        self._taken_seq = 0
+        self._changed = asyncio.Event()
+        self._attachment: Attachment | None = None
+        self._killed = False
+        self._collection: Collection | None = None
+        self._report: Report | None = None
+        self.token = secrets.token_bytes(protocol.TOKEN_BYTES)
+        self.started: asyncio.Future[None] = self._loop.create_future()
+        """Done once the program was handed over."""
+        self.ended: PodEnded | None = None
+        self.over = asyncio.Event()
+        """Set once the end is known."""
+
+    @property
+    def artifacts(self) -> list[PodArtifact]:
+        """The files that the program has left; known once it has ended."""
+        return self._collection.files if self._collection is not None and self.ended is not None else []
+
+    # The conversation
+
+    async def converse(self, api: PodApi, name: str, order: wire.Order) -> None:
+        """Attach to the running pod `name`, and again, until the end is known; `order` is what it is to run."""
+        pause_s = _PAUSE_S
+        while self.ended is None:
+            heard = len(self._records)
+            try:
+                async with api.attached(name, CONTAINER) as attachment:
+                    await self._talk(attachment, order)
+            except (Transient, protocol.ProtocolError) as error:
+                log.info("pod.attachment_lost", pod=name, error=str(error))
+            finally:
+                self._attachment = None
+            pause_s = _PAUSE_S if len(self._records) > heard else min(2 * pause_s, _LONGEST_PAUSE_S)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.over.wait(), pause_s)
+
+    async def _talk(self, attachment: Attachment, order: wire.Order) -> None:
+        link = Link(len(self._records))
+        await attachment.write(link.hello())
+        while self.ended is None:
+            data = await attachment.read()
+            if not data:
+                return
+            for event in link.take(data):
+                match event:
+                    case protocol.Welcome():
+                        await self._welcomed(event.state, attachment, order)
+                    case protocol.Started():
+                        self._has_started()
+                    case Record():
+                        self._take(event)
+                    case protocol.Point():
+                        if self._points is not None:
+                            self._points.append(event)
+                    case Report():
+                        await self._take_report(event, attachment)
+                    case protocol.Files():
+                        await self._take_files(event.message, attachment)
+
+    async def _welcomed(self, state: State, attachment: Attachment, order: wire.Order) -> None:
+        if state is State.WAITING:
+            wanted = protocol.Run(
+                token=self.token,
+                lease_ns=self._lease_ns(),
+                wall_ns=int(self._limits.wall_s * 1e9),
+                cpu_ns=int(self._limits.cpu_s * 1e9),
+                output_bytes=self._limits.output_bytes,
+                timeline=self._points is not None,
+            )
+            await attachment.write(protocol.run(order, wanted))
+        else:
+            self._has_started()
+            await attachment.write(protocol.lease(self._lease_ns()))
+        self._attachment = attachment
+        if self._killed:
+            await attachment.write(protocol.kill())
+
+    def _has_started(self) -> None:
+        if not self.started.done():
+            self.started.set_result(None)
+
+    def _take(self, record: Record) -> None:
+        if record.seq != len(self._records) + 1:
+            raise protocol.ProtocolError(f"record {record.seq} comes after {len(self._records)}")
+        self._records.append(record)
+        self._changed.set()
+
+    async def _take_report(self, report: Report, attachment: Attachment) -> None:
+        self._report = report
+        if report.left_files and self._limits.artifacts:
+            self._collection = Collection(self._limits)
+            await attachment.write(protocol.collect(self._collection.request()))
+        else:
+            await self._conclude_with(report, attachment)
+
+    async def _take_files(self, message: bytes, attachment: Attachment) -> None:
+        assert self._collection is not None and self._report is not None
+        if not message or not self._collection.take(message):
+            await self._conclude_with(self._report, attachment)
+
+    async def _conclude_with(self, report: Report, attachment: Attachment) -> None:
+        self._conclude(outcome_of(report, self._limits), usage_of(report), report.last_seq)
+        await attachment.write(protocol.leave())
+
+    # From outside
+
+    def seen(self, status: Mapping[str, Any] | None) -> None:
+        """Take note of what Kubernetes says of the pod; None: it is gone."""
+        if self.ended is not None or self._report is not None:
+            return
+        if status is None:
+            self._loop.call_later(LAST_WORDS_S, self._conclude, _CANCELLED if self._killed else _DELETED, Usage())
+            return
+        report = reported(status, self.token.hex())
+        if report is not None:
+            self._loop.call_later(
+                LAST_WORDS_S, self._conclude, outcome_of(report, self._limits), usage_of(report), report.last_seq
+            )
+        elif (outcome := unreported(status)) is not None:
+            self._loop.call_later(LAST_WORDS_S, self._conclude, outcome, Usage())
+
+    async def extend(self, lease_due_s: float) -> None:
+        """Move the end of the lease."""
+        self._lease_due_s = lease_due_s
+        await self._say(protocol.lease(self._lease_ns()))
+
+    async def kill(self) -> None:
+        """Have the program killed; one that was not handed over ends at once."""
+        self._killed = True
+        if self.started.done():
+            await self._say(protocol.kill())
+        else:
+            self._conclude(_CANCELLED, Usage())
+
+    def fail(self, outcome: Outcome) -> None:
+        """End a program that was not handed over."""
+        self._conclude(outcome, Usage())
+
+    async def _say(self, frame: bytes) -> None:
+        if self._attachment is not None and self.ended is None:
+            with contextlib.suppress(Transient):  # whoever attaches next says it
+                await self._attachment.write(frame)
+
+    def _lease_ns(self) -> int:
+        return max(0, int((self._lease_due_s - self._loop.time()) * 1e9))
+
+    # The end
+
+    def _conclude(self, outcome: Outcome, usage: Usage, last_seq: int | None = None) -> None:
+        if self.ended is not None:
+            return
+        collection = self._collection
+        self.ended = PodEnded(
+            key=self._key,
+            outcome=outcome,
+            usage=usage,
+            last_seq=len(self._records) if last_seq is None else last_seq,
+            timeline=self._timeline(usage),
+            artifacts=len(collection.files) if collection is not None else 0,
+            left_out=collection.left_out if collection is not None else (),
+        )
+        self._has_started()
+        self._changed.set()
+        self.over.set()
+        self._on_ended(self.ended)
+
+    def _timeline(self, usage: Usage) -> tuple[TimelinePoint, ...] | None:
+        if self._points is None:
+            return None
+        if not self.started.done():
+            return ()
+        timeline = Timeline(0)
+        for point in self._points:
+            timeline.add(point.t_ns, point.memory_bytes, point.cpu_ns)
+        return timeline.ended(usage)
+
+    # Reading
+
+    async def records(self, after_seq: int) -> AsyncIterator[tuple[Record, ...]]:
+        """Yield the records behind `after_seq`, live, and stop after the last."""
+        while True:
+            self._changed.clear()
+            batch = tuple(self._records[after_seq:])
+            if batch:
+                after_seq = batch[-1].seq
+                yield batch
+                if after_seq > self._taken_seq:
+                    self._taken_seq = after_seq
+                    await self._say(protocol.acknowledge(after_seq))
+            elif self.ended is not None:
+                return
+            else:
+                await self._changed.wait()

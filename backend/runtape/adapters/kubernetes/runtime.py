@@ -1,0 +1,225 @@
+"""`PodRuntime` over a Kubernetes cluster: a pod for each attempt."""
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final, Self
+
+import structlog
+from kubernetes_asyncio import client
+
+from runtape.adapters.kubernetes import manifests
+from runtape.adapters.kubernetes.api import Exists, PodApi
+from runtape.adapters.kubernetes.attempt import Attempt
+from runtape.adapters.kubernetes.manifests import PodSettings
+from runtape.adapters.kubernetes.outcomes import unschedulable
+from runtape.adapters.kubernetes.watching import Pods
+from runtape.adapters.sandbox.order import ArmedLimits, Ours, make_order, null_byte_in
+from runtape.adapters.sandbox.runtimes import InstalledRuntime
+from runtape.domain.outcome import Outcome, OutcomeKind
+from runtape.domain.tape import Record
+from runtape.ports.errors import InfrastructureError, SandboxUnavailable, Transient
+from runtape.ports.pod_runtime import PodArtifact, PodEnded, PodKey, PodSpec, Runtime
+
+log = structlog.get_logger(__name__)
+
+START_S: Final = 60.0
+"""How long a pod may take to run, with its image and a node for it, before another is tried."""
+_OURS: Final = Ours(processes=2, memory_mb=manifests.RUNNER_MB)
+"""In a pod beside its program: the runner, and who collects files for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A container image with the interpreter that is in it."""
+
+    reference: str
+    runtime: InstalledRuntime
+
+
+class KubernetesPods:
+    """Runs programs in pods of one namespace; use as an async context manager."""
+
+    def __init__(
+        self, configuration: client.Configuration, settings: PodSettings, images: Sequence[Image], owner: str
+    ) -> None:
+        """Prepare; `owner`, which is unique to this process, is a label of its pods."""
+        self._settings = settings
+        self._images = {(each.runtime.runtime.lang, each.runtime.runtime.version): each for each in images}
+        self._owner = owner
+        self._api = PodApi(configuration, settings.namespace)
+        self._pods = Pods(self._api, f"{manifests.OWNER}={owner}", self._on_change)
+        self._attempts: dict[PodKey, Attempt] = {}
+        self._by_name: dict[str, Attempt] = {}
+        self._running: dict[str, asyncio.Event] = {}
+        self._watchers: set[asyncio.Queue[PodEnded | None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def open(self) -> None:
+        """Return when the cluster has answered.  Raises: Transient."""
+        self._spawn(self._pods.run())
+        async with asyncio.timeout(START_S):
+            await self._pods.listed()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def runtimes(self) -> Sequence[Runtime]:
+        return [each.runtime.runtime for each in self._images.values()]
+
+    async def start(self, spec: PodSpec, attempt: int, lease_expires_at: datetime) -> None:
+        key = PodKey(spec.execution_id, attempt)
+        if key in self._attempts:
+            return
+        image = self._images.get((spec.lang, spec.lang_version))
+        lease_due_s = _loop_time(lease_expires_at)
+        run = Attempt(key, spec.limits, lease_due_s, self._tell, timeline=spec.timeline)
+        self._attempts[key] = run
+        if image is None:
+            message = f"there is no image for {spec.lang} {spec.lang_version}"
+            run.fail(Outcome(kind=OutcomeKind.SANDBOX_ERROR, reason="runtime_missing", message=message))
+            return
+        if place := null_byte_in(spec.source):
+            message = f"the program could not be started: there is a null byte in {place}"
+            run.fail(Outcome(kind=OutcomeKind.SANDBOX_ERROR, reason="start_failed", message=message))
+            return
+        armed = ArmedLimits(grouped=True, memory_bytes=0, processes=0, ours=_OURS)
+        order = make_order(image.runtime, spec.source, spec.limits, armed)
+        name = _name(key)
+        self._by_name[name] = run
+        try:
+            await self._make(name, image, spec, run)
+            self._spawn(run.converse(self._api, name, order))
+            await run.started
+        except BaseException:
+            if run.ended is None:
+                del self._attempts[key]
+                del self._by_name[name]
+                await self._api.delete(name)
+            raise
+
+    async def _make(self, name: str, image: Image, spec: PodSpec, run: Attempt) -> None:
+        """Make the pod and return when it runs.  Raises: Transient, naming what keeps it from running."""
+        labels = {manifests.OWNER: self._owner, manifests.EXECUTION: spec.execution_id}
+        manifest = manifests.pod(name, self._settings, image.reference, spec.limits, labels, run.token.hex())
+        running = self._running[name] = asyncio.Event()
+        try:
+            try:
+                await self._api.create(manifest)
+            except Exists:
+                await self._api.delete(name)
+                raise
+            over = asyncio.ensure_future(run.over.wait())
+            try:
+                runs = asyncio.ensure_future(running.wait())
+                done, _ = await asyncio.wait({runs, over}, timeout=START_S, return_when=asyncio.FIRST_COMPLETED)
+                runs.cancel()
+            finally:
+                over.cancel()
+            if not done:
+                status = (self._pods[name] or {}).get("status", {})
+                raise Transient(f"the pod {name} does not start: {unschedulable(status) or status.get('phase')}")
+        finally:
+            del self._running[name]
+
+    def _on_change(self, name: str, pod: Mapping[str, Any] | None) -> None:
+        run = self._by_name.get(name)
+        if run is None:
+            return
+        status = pod["status"] if pod is not None else None
+        if status is not None and (event := self._running.get(name)) is not None:
+            states = status.get("containerStatuses") or ()
+            if any("running" in each["state"] for each in states):
+                event.set()
+        run.seen(status)
+
+    async def records(self, key: PodKey, after_seq: int = 0) -> AsyncIterator[tuple[Record, ...]]:
+        run = self._attempts.get(key)
+        if run is not None:
+            async for batch in run.records(after_seq):
+                yield batch
+
+    async def artifacts(self, key: PodKey) -> AsyncIterator[PodArtifact]:
+        run = self._attempts.get(key)
+        for artifact in run.artifacts if run is not None else ():
+            yield artifact
+
+    async def extend(self, key: PodKey, lease_expires_at: datetime) -> None:
+        if run := self._attempts.get(key):
+            await run.extend(_loop_time(lease_expires_at))
+
+    async def kill(self, key: PodKey) -> None:
+        if run := self._attempts.get(key):
+            await run.kill()
+
+    async def remove(self, key: PodKey) -> None:
+        run = self._attempts.get(key)
+        if run is None:
+            return
+        if run.ended is None:
+            await run.kill()
+        await self._api.delete(_name(key))
+        await run.over.wait()
+        self._attempts.pop(key, None)
+        self._by_name.pop(_name(key), None)
+
+    async def list(self) -> Sequence[PodKey]:
+        return [*self._attempts]
+
+    async def watch(self) -> AsyncIterator[PodEnded]:
+        queue: asyncio.Queue[PodEnded | None] = asyncio.Queue()
+        for run in self._attempts.values():
+            if run.ended is not None:
+                queue.put_nowait(run.ended)
+        self._watchers.add(queue)
+        try:
+            while (ended := await queue.get()) is not None:
+                yield ended
+        finally:
+            self._watchers.discard(queue)
+
+    async def ready(self) -> None:
+        try:
+            await self._api.list(f"{manifests.OWNER}={self._owner}")
+        except InfrastructureError as error:
+            raise SandboxUnavailable(f"pods cannot be made: {error}") from error
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        await asyncio.gather(*(run.kill() for run in self._attempts.values()))
+        await asyncio.gather(*(self._api.delete(name) for name in self._by_name), return_exceptions=True)
+        await asyncio.gather(*(run.over.wait() for run in self._attempts.values()))
+        tasks = [*self._tasks]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._api.close()
+        for queue in self._watchers:
+            queue.put_nowait(None)
+
+    def _tell(self, ended: PodEnded) -> None:
+        for queue in self._watchers:
+            queue.put_nowait(ended)
+
+
+def _name(key: PodKey) -> str:
+    """Return the name of the pod of an attempt, which is the same whoever makes it."""
+    return f"exec-{key.execution_id}-{key.attempt}"
+
+
+def _loop_time(moment: datetime) -> float:
+    """Return `moment` on the event loop's clock."""
+    return asyncio.get_running_loop().time() + (moment - datetime.now(UTC)).total_seconds()

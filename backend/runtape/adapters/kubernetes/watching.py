@@ -1,0 +1,91 @@
+"""What is known of the pods: listed, then watched, and listed anew whenever the watch may have missed something."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import structlog
+
+from runtape.adapters.kubernetes.api import Gone, PodApi
+from runtape.ports.errors import Transient
+
+log = structlog.get_logger(__name__)
+
+RELIST_S: Final = 300.0
+"""All pods are listed again that often, whatever the watch says."""
+_PAUSE_S: Final = 0.2
+_LONGEST_PAUSE_S: Final = 5.0
+
+
+class Pods:
+    """The pods that a selector finds, as they were last seen; `on_change` is told of each change, None: it is gone."""
+
+    def __init__(self, api: PodApi, selector: str, on_change: Callable[[str, dict[str, Any] | None], None]) -> None:
+        self._api = api
+        self._selector = selector
+        self._on_change = on_change
+        self._known: dict[str, dict[str, Any]] = {}
+        self._listed = asyncio.Event()
+
+    async def listed(self) -> None:
+        """Return once they were listed."""
+        await self._listed.wait()
+
+    def __getitem__(self, name: str) -> dict[str, Any] | None:
+        return self._known.get(name)
+
+    def names(self) -> list[str]:
+        """Return the names of all that are known."""
+        return list(self._known)
+
+    async def run(self) -> None:
+        """Keep up with the cluster; runs until cancelled."""
+        pause_s = _PAUSE_S
+        while True:
+            try:
+                version = await self._list()
+                pause_s = _PAUSE_S
+                await self._watch(version, time.monotonic() + RELIST_S)
+            except Gone as error:
+                log.info("pods.listed_anew", reason=str(error))
+            except Transient as error:
+                log.warning("pods.not_watched", error=str(error))
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    async def _list(self) -> str:
+        listed = await self._api.list(self._selector)
+        found = {pod["metadata"]["name"]: pod for pod in listed.pods}
+        for name in [*self._known]:
+            if name not in found:
+                self._forget(name)
+        for name, pod in found.items():
+            self._learn(name, pod)
+        self._listed.set()
+        return listed.version
+
+    async def _watch(self, version: str, until_s: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, until_s - time.monotonic())):
+                while True:
+                    began_s = time.monotonic()
+                    async for kind, pod in self._api.watch(self._selector, version):
+                        version = pod["metadata"]["resourceVersion"]
+                        if kind == "DELETED":
+                            self._forget(pod["metadata"]["name"])
+                        elif kind != "BOOKMARK":
+                            self._learn(pod["metadata"]["name"], pod)
+                    if time.monotonic() - began_s < _PAUSE_S:
+                        await asyncio.sleep(_PAUSE_S)
+
+    def _learn(self, name: str, pod: dict[str, Any]) -> None:
+        before = self._known.get(name)
+        if before is None or before["metadata"]["resourceVersion"] != pod["metadata"]["resourceVersion"]:
+            self._known[name] = pod
+            self._on_change(name, pod)
+
+    def _forget(self, name: str) -> None:
+        if self._known.pop(name, None) is not None:
+            self._on_change(name, None)
