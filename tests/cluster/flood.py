@@ -112,7 +112,8 @@ def printed(name: str, number: int) -> bytes:
 async def check(client: Client, name: str, found: Sequence[Followed]) -> None:
     """Check that every run ended once, with every byte once, in its stream and in its result."""
     assert len({each.execution_id for each in found}) == len(found)
-    for number, each in enumerate(found):
+
+    async def one(number: int, each: Followed) -> None:
         assert each.output() == printed(name, number), each
         assert each.result is not None, each
         assert each.result["status"] == "completed", each.result
@@ -121,3 +122,5 @@ async def check(client: Client, name: str, found: Sequence[Followed]) -> None:
         counts = Counter(event["event_type"] for event in told)
         assert sum(counts[f"execution_{end}"] for end in ENDS) == 1, counts
         assert counts["result_stored"] == 1, counts
+
+    await asyncio.gather(*(one(number, each) for number, each in enumerate(found)))

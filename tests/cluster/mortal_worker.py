@@ -1,18 +1,19 @@
-"""A worker that dies at one of its steps, as of `kill -9`; `tests.cluster.mortal` forks it (`tests.e2e.forks`).
+"""A worker that dies or stands still at one of its steps; `tests.cluster.mortal` forks it (`tests.e2e.forks`).
 
 Theory of operation
 ===================
-A step is a call of a method of the product's own classes, where it begins or where it has returned.  ``STEP NTH``, as a
-line on standard input or in the environment as ``DIES_AT``, has the calls of that method counted from then on, and the
-process sends itself SIGKILL at the NTH of them, from 1.  It says ``armed`` then, and ``joined`` when partitions were
-given to it.  A worker that is not told to die is as any other.
+A step is a call of a method of the product's own classes, where it begins or where it has returned.  ``SIGNAL STEP
+NTH``, as a line on standard input or in the environment as ``ARMED``, has the calls of that method counted from then
+on, and the process sends itself the signal at the NTH of them, from 1: SIGKILL, or SIGSTOP, after which it goes on in
+the middle of the step when it is continued.  It says ``armed`` then, ``woken`` when it goes on, and ``joined`` when
+partitions were given to it.  A worker that is not armed is as any other.
 
 Its programs print record by record, so that a tape can be written in part.
 
-What shows that somebody is gone comes sooner than in the product, so that many deaths take minutes: a member is missed
+What shows that somebody is gone comes sooner than in the product, so that many cases take minutes: a member is missed
 after `SESSION_MS`, sweeps come every `SWEEP_S`, and the pod_monitor looks at a lease for `WATCHED`.  What would hide a
-loss is kept away: offsets are committed every `COMMIT_S`, so that little is delivered again, and an end without a
-result is not due before `RESULT_DUE`.
+loss is kept away: offsets are committed every `COMMIT_S`, so that little is delivered again; an end without a result
+and a saga are not due before `LOOKED_AT`, and an execution that waits to be started is not looked at by itself.
 """
 
 import asyncio
@@ -21,7 +22,7 @@ import os
 import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -38,19 +39,20 @@ from runtape.adapters.redis.admission import RedisAdmissionQueue
 from runtape.adapters.simulated import SimulatedPodRuntime
 from runtape.application import relaying, running, sweeping
 from runtape.application.monitoring import PodMonitor
-from runtape.domain import execution
+from runtape.domain import execution, saga
+from runtape.domain.execution import Execution
 from runtape.domain.tape import Record
 from runtape.ports.pod_runtime import PodKey, PodRuntime
 from runtape.runtime.cluster_process import run
 from runtape.runtime.dispatcher import Dispatcher
 from runtape.runtime.roles import Role
 
-DIES_AT = "DIES_AT"
+ARMED = "ARMED"
 SESSION_MS, HEARTBEAT_MS = 3_000, 500
 COMMIT_S, LINGER_S = 0.2, 0.6
 SWEEP_S = 1.0
 WATCHED = timedelta(seconds=1)
-RESULT_DUE = timedelta(minutes=5)
+LOOKED_AT = timedelta(minutes=5)
 
 Given = tuple[Any, ...]
 
@@ -60,8 +62,8 @@ class Step:
     """A call of `method`, as it begins or, `after` it, as it has returned.
 
     ``counts`` looks at what the call was given and what it returned, None before it has.  A call of `stalls` does not
-    return meanwhile: so it is sure which of two that go side by side comes first.  One that `lingers` lets all else go
-    on for `LINGER_S` before the process dies, so that offsets are committed as far as they may be.
+    return before the process goes on: so it is sure which of two that go side by side comes first.  One that `lingers`
+    lets all else go on for `LINGER_S` before the signal, so that offsets are committed as far as they may be.
     """
 
     owner: type
@@ -116,18 +118,21 @@ what is ``told`` is in both, and in the outbox still."""
 
 
 def arm(words: str) -> None:
-    """Die at ``STEP NTH``."""
-    name, nth = words.split()
+    """Send the process a signal as ``SIGNAL STEP NTH`` says."""
+    number, name, nth = words.split()
     step = STEPS[name]
     numbers = itertools.count(1)
+    over = asyncio.Event()
+    real = getattr(step.owner, step.method)
 
     async def passes(given: Given, answer: Any) -> None:
         if step.counts(given, answer) and next(numbers) == int(nth):
             if step.lingers:
                 await asyncio.sleep(LINGER_S)
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    real = getattr(step.owner, step.method)
+            os.kill(os.getpid(), signal.Signals[number])
+            setattr(step.owner, step.method, real)
+            over.set()
+            print("woken", flush=True)
 
     async def counted(self: Any, *given: Any, **named: Any) -> Any:
         if not step.after:
@@ -137,23 +142,38 @@ def arm(words: str) -> None:
             await passes(given, answer)
         return answer
 
-    async def stalled(*_: Any) -> None:
-        await asyncio.Future[None]()
-
     setattr(step.owner, step.method, counted)
     if step.stalls is not None:
-        setattr(*step.stalls, stalled)
+        _stall(*step.stalls, over)
     print("armed", flush=True)
+
+
+def _stall(owner: type, method: str, over: asyncio.Event) -> None:
+    """Hold up the calls of a method until all is `over`."""
+    real = getattr(owner, method)
+
+    async def stalled(self: Any, *given: Any, **named: Any) -> Any:
+        await over.wait()
+        setattr(owner, method, real)
+        return await real(self, *given, **named)
+
+    setattr(owner, method, stalled)
 
 
 def hurry(role: Role) -> None:
     """Let it be noticed soon that somebody is gone, and nothing else help."""
     kafka_log.SESSION_MS, kafka_log.HEARTBEAT_MS, kafka_log.COMMIT_S = SESSION_MS, HEARTBEAT_MS, COMMIT_S
     relaying.SWEEP_INTERVAL_S = sweeping.SWEEP_INTERVAL_S = SWEEP_S
-    execution.RESULT_DUE = RESULT_DUE
+    execution.RESULT_DUE = LOOKED_AT
+    saga.DEADLINES = {step: replace(deadline, after=LOOKED_AT) for step, deadline in saga.DEADLINES.items()}
+    sweeping.Sweeper._request_again = _leave  # pyright: ignore[reportPrivateUsage]
     if role is Role.POD_MONITOR:  # it holds no leases, it looks at them
         running.LEASE_TTL = WATCHED
         sweeping.LEASE_GRACE = timedelta()  # pyright: ignore[reportPrivateImportUsage]  # its own copy
+
+
+async def _leave(self: sweeping.Sweeper, execution: Execution) -> None:
+    """Do not ask again for an execution."""
 
 
 def tell_when_joined() -> None:
@@ -196,11 +216,11 @@ class PodsProvider(Provider):
 
 
 def main(argument: str) -> int:
-    """Work as the role of that name until a signal or its death."""
+    """Work as the role of that name until a signal."""
     role = Role(argument)
     hurry(role)
     tell_when_joined()
-    if words := os.environ.get(DIES_AT):
+    if words := os.environ.get(ARMED):
         arm(words)
     threading.Thread(target=listen, daemon=True).start()
     return run(role, PodsProvider() if role is Role.K8S_WORKER else None)

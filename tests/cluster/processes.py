@@ -72,6 +72,10 @@ class Process:
         for line in self._said:
             if found := re.match(pattern, line):
                 return found
+        return self.until_says(pattern)
+
+    def until_says(self, pattern: str) -> re.Match[str]:
+        """Return the match of a line that the process says, of those that nobody has read yet."""
         assert self._process is not None and self._process.stdout is not None
         for line in iter(self._process.stdout.readline, b""):
             self._said.append(line.decode())
