@@ -216,7 +216,9 @@ def _event(kind: bytes, payload: bytes) -> Event:
             case b"W":
                 version, state = _WELCOME.unpack(payload)
                 if version != VERSION:
-                    raise ProtocolError(f"the runner in the image is of version {version}, this service of version {VERSION}")
+                    raise ProtocolError(
+                        f"the image has a runner of version {version}, and this service is of {VERSION}"
+                    )
                 return Welcome(State(state))
             case b"S":
                 return Started()
