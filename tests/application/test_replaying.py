@@ -367,6 +367,28 @@ class TestPace:
             assert (await world.replays.cancel(session.id, "admin")).status == "cancelled"
 
 
+class LeapingClock(ManualClock):
+    """One by which every step takes an hour, as by that of a process that stood still, once it `leaps`."""
+
+    leaps = False
+
+    def monotonic_s(self) -> float:
+        if self.leaps:
+            self.advance(3600)
+        return super().monotonic_s()
+
+
+class TestStandstill:
+    async def test_sessions_go_on_at_once_after_a_step_in_which_the_process_stood_still(self, tmp_path: Path) -> None:
+        clock = LeapingClock()
+        async with a_world(tmp_path, clock=clock) as world:
+            await begun(world)
+            await runs(world, 1)
+            clock.leaps = True
+            for _ in range(2):
+                assert (await replayed(world, Target.DRY_RUN)).status is SessionStatus.COMPLETED
+
+
 class TestRestart:
     async def test_what_ran_goes_on_and_what_was_paused_stays_so(self, tmp_path: Path) -> None:
         clock = ManualClock()

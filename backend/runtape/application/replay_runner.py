@@ -7,7 +7,8 @@ pause writes the document; the runner's next commit finds another version, looks
 on after a restart behind the last step that was committed, in any process.
 
 All sessions of a process take turns: one step at a time, and after each a pause three times as long as the step took,
-so that live work has the store for most of the time.  A paced session waits for its next event without a turn.
+up to a second, so that live work has the store for most of the time.  A paced session waits for its next event without
+a turn.
 """
 
 import asyncio
@@ -34,6 +35,8 @@ LOOK_INTERVAL_S = 5.0
 
 PAUSE_PER_STEP = 3.0
 SHORTEST_PAUSE_S = 0.005
+LONGEST_PAUSE_S = 1.0
+"""A step in which the process stood still, or the store, has taken no more of it than others."""
 FAILURE_PAUSE_S = 1.0
 
 
@@ -123,7 +126,7 @@ class ReplayRunner:
                     events += replay.complete(through, self._clock.now(), digest)
                 session = await self._commit(session, events)
             took_s = self._clock.monotonic_s() - began_s
-            await asyncio.sleep(max(SHORTEST_PAUSE_S, PAUSE_PER_STEP * took_s))
+            await asyncio.sleep(min(max(SHORTEST_PAUSE_S, PAUSE_PER_STEP * took_s), LONGEST_PAUSE_S))
         if pacing.wait_s > 0 and session.status is SessionStatus.RUNNING:
             await _wait(changed, min(pacing.wait_s, LOOK_INTERVAL_S))
         return session
