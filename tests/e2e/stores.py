@@ -25,7 +25,7 @@ class StoreView(Protocol):
     def contents(self) -> Contents:
         """Return the number of rows and a digest of each table.
 
-        How far readers of the log have come is no trace, nor that leases go on.
+        How far readers of the log have come is no trace, nor what they have made an index of, nor that leases go on.
         """
         ...
 
@@ -57,7 +57,7 @@ class SqliteView:
         found: Contents = {}
         with self._connection() as connection:
             tables = [name for (name,) in connection.execute("select name from sqlite_schema where type = 'table'")]
-            for table in sorted(set(tables) - {"consumer_offset"}):
+            for table in sorted(set(tables) - {"consumer_offset", "event_index"}):
                 columns = [name for (_, name, *_) in connection.execute(f"pragma table_info({table})")]
                 kept = ", ".join(name for name in columns if name not in ("due_at", "lease_expires_at"))
                 found[table] = _digest(connection.execute(f"select {kept} from {table}").fetchall())

@@ -1,5 +1,6 @@
 """One Kubernetes for all tests of this folder, which a process runs together."""
 
+import gc
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -9,6 +10,13 @@ from tests.kubernetes.pods import a_namespace, connected
 from tests.rig.choice import a_kubernetes
 from tests.rig.given import GivenKubernetes
 from tests.rig.kubernetes.cluster import Kubernetes
+
+
+@pytest.fixture(autouse=True)
+def collected() -> Iterator[None]:
+    """Collect connections whose TLS was not shut down when their loop was closed, so that no other test meets them."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,11 @@ from tests.contract.test_pod_runtime import PodRuntimeContract, Program
 from tests.kubernetes import image
 from tests.rig.kubernetes.cluster import Kubernetes
 
-pytestmark = [pytest.mark.needs("kubernetes", "own"), pytest.mark.timeout(120)]
+pytestmark = [
+    pytest.mark.needs("kubernetes", "own"),
+    pytest.mark.timeout(120),
+    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
+]
 VERSION = "5.2"
 
 

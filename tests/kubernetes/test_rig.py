@@ -1,5 +1,6 @@
 """The Kubernetes of the rig runs pods, bears the death of each of its components, and leaves nothing behind."""
 
+import asyncio
 import os
 import select
 import shutil
@@ -10,7 +11,18 @@ from pathlib import Path
 import pytest
 from kubernetes_asyncio import client
 
-from tests.kubernetes.pods import a_namespace, a_pod, connected, ended, eventually, log_of, run_in, started
+from tests.kubernetes.pods import (
+    LOOK_AGAIN_S,
+    SOON_S,
+    a_namespace,
+    a_pod,
+    connected,
+    ended,
+    eventually,
+    log_of,
+    run_in,
+    started,
+)
 from tests.rig.given import GivenKubernetes
 from tests.rig.kubernetes.cluster import Kubernetes
 from tests.rig.kubernetes.images import NODE, PYTHON
@@ -52,7 +64,11 @@ print(machine.pid, flush=True)
 signal.pause()
 """
 
-pytestmark = [pytest.mark.needs("kubernetes"), pytest.mark.timeout(300)]
+pytestmark = [
+    pytest.mark.needs("kubernetes"),
+    pytest.mark.timeout(300),
+    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
+]
 
 
 @pytest.mark.parametrize(
@@ -121,7 +137,9 @@ async def test_nothing_is_left_of_a_cluster_that_was_stopped_while_a_pod_ran(tmp
         assert groups(first), "the pods have control groups"
     finally:
         cluster.stop()
-    assert of_namespaces(kinds) == []
+    async with asyncio.timeout(SOON_S):  # the kernel ends them one after the other
+        while of_namespaces(kinds):  # noqa: ASYNC110
+            await asyncio.sleep(LOOK_AGAIN_S)
     assert groups(first) == []
     assert surroundings() == before
     shutil.rmtree(cluster.folder)
