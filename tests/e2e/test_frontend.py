@@ -5,6 +5,7 @@ What a client sees through it is what the API said, byte for byte and at once; w
 
 import asyncio
 import contextlib
+import gc
 import json
 import shutil
 import signal
@@ -26,7 +27,15 @@ from tests.e2e.test_refusals import assert_problem
 from tests.rig.nginx import Frontend, Names, programs
 from tests.rig.part import free_port
 
-pytestmark = pytest.mark.needs("nginx")
+pytestmark = [pytest.mark.needs("nginx"), pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")]
+
+
+@pytest.fixture(autouse=True)
+def collected() -> Iterator[None]:
+    """Collect connections whose TLS was not shut down when their loop was closed, so that no other test meets them."""
+    yield
+    gc.collect()
+
 
 FIRST, SECOND, THIRD = "127.0.0.2", "127.0.0.3", "127.0.0.4"
 FORGED = {
@@ -341,6 +350,7 @@ async def test_a_renewed_certificate_is_shown_after_sighup(front: Frontend) -> N
         _, writer = await asyncio.open_connection("127.0.0.1", front.port, ssl=context)
         subject = writer.get_extra_info("peercert")["subject"]
         writer.close()
+        await writer.wait_closed()
         return subject[0][0][1]
 
     assert await shown() == "frontend"
