@@ -74,12 +74,6 @@ class PodApi:
         """Make a pod and return it.  Raises: Exists; Transient, also when a quota is full; Permanent."""
         return await self._asked(self._core.create_namespaced_pod(self.namespace, manifest, **_RAW))
 
-    async def get(self, name: str) -> dict[str, Any] | None:
-        """Return a pod, None when there is none.  Raises: Transient."""
-        with contextlib.suppress(_NotFound):
-            return await self._asked(self._core.read_namespaced_pod(name, self.namespace, **_RAW))
-        return None
-
     async def delete(self, name: str, grace_s: int = 0) -> None:
         """Have a pod deleted; nothing when there is none.  Raises: Transient."""
         with contextlib.suppress(_NotFound):

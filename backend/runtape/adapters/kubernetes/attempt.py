@@ -19,13 +19,14 @@ import structlog
 from runtape.adapters.kubernetes import protocol
 from runtape.adapters.kubernetes.api import Attachment, PodApi
 from runtape.adapters.kubernetes.manifests import CONTAINER
-from runtape.adapters.kubernetes.outcomes import outcome_of, reported, unreported, usage_of
+from runtape.adapters.kubernetes.outcomes import DELETED, outcome_of, reported, unreported, usage_of
 from runtape.adapters.kubernetes.protocol import Link, Report, State
 from runtape.adapters.sandbox.collection import Collection
 from runtape.adapters.sandbox.keeper import wire
+from runtape.adapters.sandbox.pod import CANCELLED
 from runtape.adapters.sandbox.timeline import Timeline
 from runtape.domain.limits import Limits
-from runtape.domain.outcome import Outcome, OutcomeKind, TimelinePoint, Usage
+from runtape.domain.outcome import Outcome, TimelinePoint, Usage
 from runtape.domain.tape import Record
 from runtape.ports.errors import Transient
 from runtape.ports.pod_runtime import PodArtifact, PodEnded, PodKey
@@ -35,10 +36,6 @@ log = structlog.get_logger(__name__)
 LAST_WORDS_S: Final = 2.0
 _PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 2.0
-_CANCELLED: Final = Outcome(kind=OutcomeKind.CANCELLED)
-_DELETED: Final = Outcome(
-    kind=OutcomeKind.SANDBOX_ERROR, reason="pod_deleted", message="the pod was deleted while the program ran"
-)
 
 
 class Attempt:
@@ -172,7 +169,7 @@ class Attempt:
         if self.ended is not None or self._report is not None:
             return
         if status is None:
-            self._loop.call_later(LAST_WORDS_S, self._conclude, _CANCELLED if self._killed else _DELETED, Usage())
+            self._loop.call_later(LAST_WORDS_S, self._conclude, CANCELLED if self._killed else DELETED, Usage())
             return
         report = reported(status, self.token.hex())
         if report is not None:
@@ -193,7 +190,7 @@ class Attempt:
         if self.started.done():
             await self._say(protocol.kill())
         else:
-            self._conclude(_CANCELLED, Usage())
+            self._conclude(CANCELLED, Usage())
 
     def fail(self, outcome: Outcome) -> None:
         """End a program that was not handed over."""

@@ -1,7 +1,7 @@
 """What is asked of Kubernetes: pods that can do nothing but run one program.
 
 A pod has no rights in the cluster and none on its node, keeps nothing, is started once, and says nothing but through
-its runner.  `hardening` is what a warm pod is compared with again when a program is about to be given to it.
+its runner.
 """
 
 import math
@@ -25,9 +25,7 @@ LONGER_S: Final = 60
 MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 NAME: Final = "app.kubernetes.io/name"
 EXECUTION: Final = "runtape.dev/execution"
-ATTEMPT: Final = "runtape.dev/attempt"
 OWNER: Final = "runtape.dev/owner"
-RUNTIME: Final = "runtape.dev/runtime"
 TOKEN: Final = "runtape.dev/token"  # noqa: S105
 """Annotation: what the runner's report is to show."""
 
@@ -63,14 +61,14 @@ def pod(
             "restartPolicy": "Never",
             "activeDeadlineSeconds": math.ceil(limits.wall_s) + LONGER_S,
             "terminationGracePeriodSeconds": 1,
-            **hardening(settings),
+            **_hardening(settings),
             "containers": [_container(settings, image, limits)],
             "volumes": [_volume("box", limits), _volume("tmp", limits)],
         },
     }
 
 
-def hardening(settings: PodSettings) -> dict[str, Any]:
+def _hardening(settings: PodSettings) -> dict[str, Any]:
     """Return the part of a pod's spec that keeps its program in."""
     spec: dict[str, Any] = {
         "automountServiceAccountToken": False,

@@ -10,23 +10,22 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from runtape.adapters.kubernetes.protocol import ProtocolError, Report, report_of
+from runtape.adapters.sandbox.pod import CANCELLED, LEASE_EXPIRED, OUTPUT_CUT
 from runtape.domain.limits import Limits
 from runtape.domain.outcome import Outcome, OutcomeKind, Usage
 
-OUT_OF_MEMORY: Final = Outcome(kind=OutcomeKind.MEMORY_LIMIT, reason="oom")
-_TOO_MUCH_OUTPUT: Final = Outcome(kind=OutcomeKind.OUTPUT_LIMIT)
+DELETED: Final = Outcome(
+    kind=OutcomeKind.SANDBOX_ERROR, reason="pod_deleted", message="the pod was deleted while the program ran"
+)
+_OUT_OF_MEMORY: Final = Outcome(kind=OutcomeKind.MEMORY_LIMIT, reason="oom")
 _TOO_MUCH_CPU: Final = Outcome(kind=OutcomeKind.TIME_LIMIT)
 _STOPPED_FOR: Final = {
-    "lease": Outcome(
-        kind=OutcomeKind.SANDBOX_ERROR, reason="lease_expired", message="the lease was not extended in time"
-    ),
+    "lease": LEASE_EXPIRED,
     "wall": Outcome(kind=OutcomeKind.WALL_LIMIT),
     "cpu": _TOO_MUCH_CPU,
-    "output": _TOO_MUCH_OUTPUT,
-    "cancelled": Outcome(kind=OutcomeKind.CANCELLED),
-    "deleted": Outcome(
-        kind=OutcomeKind.SANDBOX_ERROR, reason="pod_deleted", message="the pod was deleted while the program ran"
-    ),
+    "output": OUTPUT_CUT,
+    "cancelled": CANCELLED,
+    "deleted": DELETED,
 }
 _POD_REASONS: Final = {
     "Evicted": ("evicted", "the node was short of something, and evicted the pod"),
@@ -50,9 +49,9 @@ _WAITING_REASONS: Final = {
 def outcome_of(report: Report, limits: Limits) -> Outcome:
     """Return the outcome that a report tells."""
     if report.truncated:
-        return _TOO_MUCH_OUTPUT
+        return OUTPUT_CUT
     if report.oom_kills:
-        return OUT_OF_MEMORY
+        return _OUT_OF_MEMORY
     stopped = _STOPPED_FOR.get(report.stopped_for)
     if report.failure:
         message = f"the program could not be started: {report.failure}"
@@ -96,7 +95,7 @@ def unreported(status: Mapping[str, Any]) -> Outcome | None:
         return _failed(reason, waiting.get("message") or waiting["reason"])
     ended = state.get("terminated")
     if ended and ended.get("reason") == "OOMKilled":
-        return OUT_OF_MEMORY
+        return _OUT_OF_MEMORY
     if reason := _POD_REASONS.get(status.get("reason") or ""):
         return _failed(*reason)
     if ended:

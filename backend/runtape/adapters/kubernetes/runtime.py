@@ -67,8 +67,11 @@ class KubernetesPods:
     async def open(self) -> None:
         """Return when the cluster has answered.  Raises: Transient."""
         self._spawn(self._pods.run())
-        async with asyncio.timeout(START_S):
-            await self._pods.listed()
+        try:
+            async with asyncio.timeout(START_S):
+                await self._pods.listed()
+        except TimeoutError as error:
+            raise Transient(f"the pods of {self._settings.namespace} were not listed within {START_S:g} s") from error
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

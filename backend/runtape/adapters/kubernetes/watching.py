@@ -36,10 +36,6 @@ class Pods:
     def __getitem__(self, name: str) -> dict[str, Any] | None:
         return self._known.get(name)
 
-    def names(self) -> list[str]:
-        """Return the names of all that are known."""
-        return list(self._known)
-
     async def run(self) -> None:
         """Keep up with the cluster; runs until cancelled."""
         pause_s = _PAUSE_S
