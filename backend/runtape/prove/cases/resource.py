@@ -699,7 +699,7 @@ except OSError:
         tries="keeps every processor busy with 32 processes that compute and write",
         holds="another program gets a share: what it computes takes at most 4 times its CPU time",
         layer=Layer.SCHEDULER,
-        due_s=10.0,
+        due_s=20.0,
         companion="""
 import os
 import inside
@@ -728,7 +728,11 @@ def slowness():
             break
     return (time.perf_counter() - wall_s) / max(0.001, time.process_time() - cpu_s)
 
-best = min(slowness() for _ in range(5))
+best = slowness()
+# The host may be busy with other work for a moment: noise that starves us does so in every moment.
+until_s = time.monotonic() + (0.5 if sys.argv[1:] else 12)
+while best > 4 and time.monotonic() < until_s:
+    best = min(best, slowness())
 if best > 4:
     leak("a computation takes %.1f times its CPU time" % best)
 """,
