@@ -19,7 +19,7 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
-pytest_plugins = ["tests.cluster.plugin"]
+pytest_plugins = ["tests.cluster.plugin", "tests.kubernetes.plugin"]
 
 # A shell starts what it runs in the background with SIGINT ignored, and that is inherited: what the tests send SIGINT
 # would not notice it.
@@ -299,7 +299,7 @@ def shared_cluster(nodeid: str) -> str | None:
     """Return whose tests share the cluster that a test runs over: the product's, or Kubernetes; None: it has none."""
     if nodeid.startswith(CLUSTER) or "[cluster" in nodeid:
         return CLUSTER
-    return KUBERNETES if nodeid.startswith(KUBERNETES) else None
+    return KUBERNETES if nodeid.startswith(KUBERNETES) or "[pods" in nodeid else None
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -18,8 +18,8 @@ PROJECT = Path(__file__).parents[2]
 CARRIED_ALONG = {Role.EVENT_STORE, Role.REPLAY}
 """Done by other processes of a cluster: whoever publishes an event records it, and the saga_orchestrator replays."""
 NEEDS = (
-    "error: the profile cluster needs aiokafka, confluent-kafka, fastavro, pymongo, redis; install runtape[cluster], "
-    "or in a checkout set RUNTAPE_PROFILE=cluster in the environment and use ./runtape\n"
+    "error: the profile cluster needs aiokafka, confluent-kafka, fastavro, pymongo, redis, kubernetes-asyncio, pyyaml; "
+    "install runtape[cluster], or in a checkout set RUNTAPE_PROFILE=cluster in the environment and use ./runtape\n"
 )
 
 
@@ -41,7 +41,6 @@ def test_every_role_that_is_a_process_can_be_started() -> None:
 def test_the_extra_is_the_sum_of_the_others_and_every_package_is_asked_for() -> None:
     extras = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     (everything,) = extras.pop("cluster")
-    del extras["kubernetes"]  # a cluster does without it, where programs run on the k8s_worker's own machine
     assert everything == f"runtape[{','.join(extras)}]"
     wanted = {each.partition("[")[0].partition(">")[0] for packages in extras.values() for each in packages}
     assert wanted == set(cluster_packages.PACKAGES.values())

@@ -1,6 +1,7 @@
 """Servers that the tests of a session share, and clients of them.
 
 What asks for `simulated`, as `client` does, is run twice: over the embedded profile and over a cluster on real parts.
+What asks for `sandboxed`, as `real` does, is run over the local sandbox and over a cluster whose programs run in pods.
 A test that is about the embedded profile alone says so with ``@pytest.mark.embedded``.
 """
 
@@ -14,13 +15,21 @@ from tests.cluster.plugin import OTHER, WATCHED
 from tests.e2e.server import Client, Server, seed
 
 CLUSTER = pytest.param("cluster", marks=pytest.mark.needs("kafka", "mongo", "redis", "registry", "patience"))
+PODS = pytest.param(
+    "pods",
+    marks=[
+        pytest.mark.needs("kubernetes", "own", "kafka", "mongo", "redis", "registry", "patience"),
+        pytest.mark.timeout(180),
+    ],
+)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "simulated" in metafunc.fixturenames:
-        alone = metafunc.definition.get_closest_marker("embedded") is not None
-        profiles = ["embedded"] if alone else ["embedded", CLUSTER]
-        metafunc.parametrize("simulated", profiles, indirect=True, scope="session")
+    alone = metafunc.definition.get_closest_marker("embedded") is not None
+    for fixture, other in (("simulated", CLUSTER), ("sandboxed", PODS)):
+        if fixture in metafunc.fixturenames:
+            profiles = ["embedded"] if alone else ["embedded", other]
+            metafunc.parametrize(fixture, profiles, indirect=True, scope="session")
 
 
 @pytest.fixture(scope="session")
@@ -44,8 +53,11 @@ def simulated(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(scope="session")
-def sandboxed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with the real sandbox, which the whole session shares."""
+def sandboxed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A service that runs real programs, which the whole session shares."""
+    if request.param == "pods":
+        yield request.getfixturevalue("podded")
+        return
     server = Server(
         tmp_path_factory.mktemp("sandboxed") / "data",
         rate_limits__executions_per_minute=100_000,

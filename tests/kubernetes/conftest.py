@@ -1,4 +1,4 @@
-"""One Kubernetes for all tests of this folder, which a process runs together."""
+"""What the tests of this folder do with the Kubernetes that they share."""
 
 import gc
 from collections.abc import AsyncIterator, Iterator
@@ -7,7 +7,6 @@ import pytest
 from kubernetes_asyncio import client
 
 from tests.kubernetes.pods import a_namespace, connected
-from tests.rig.choice import a_kubernetes
 from tests.rig.given import GivenKubernetes
 from tests.rig.kubernetes.cluster import Kubernetes
 
@@ -17,15 +16,6 @@ def collected() -> Iterator[None]:
     """Collect connections whose TLS was not shut down when their loop was closed, so that no other test meets them."""
     yield
     gc.collect()
-
-
-@pytest.fixture(scope="session")
-def kubernetes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kubernetes | GivenKubernetes]:
-    cluster = a_kubernetes(tmp_path_factory.mktemp("kubernetes"))
-    try:
-        yield cluster.start()
-    finally:
-        cluster.stop()
 
 
 @pytest.fixture

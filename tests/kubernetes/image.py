@@ -1,4 +1,4 @@
-"""The image in which the tests' programs run: Debian's shell, with the product's runner."""
+"""The images in which the tests' programs run: Debian's interpreters, with the product's runner."""
 
 import hashlib
 import shutil
@@ -12,15 +12,20 @@ from tests.rig.kubernetes.images import Recipe
 from tests.rig.kubernetes.programs import SUITE
 from tests.rig.store import obtained
 
-BASH = Recipe(
-    "docker.io/runtape/bash:5.2",
-    ("bash", "base-files", "coreutils", "dash"),
-    ("bash",),
-    {"usr/bin/sh": "dash"},
-)
+_SHELL = ("bash", "base-files", "coreutils", "dash")
+_SH = {"usr/bin/sh": "dash"}
+BASH = Recipe("docker.io/runtape/bash:5.2", _SHELL, ("bash",), _SH)
+PYTHON = Recipe("docker.io/runtape/python:3.11", ("python3", "tzdata", *_SHELL), ("bash",), _SH)
+NODE = Recipe("docker.io/runtape/node:18", ("nodejs", *_SHELL), ("bash",), _SH)
+BINARIES = {
+    "bash:5.2": (BASH, "/usr/bin/bash"),
+    "python:3.11": (PYTHON, "/usr/bin/python3.11"),
+    "node:18": (NODE, "/usr/bin/node"),
+}
+"""The images with their executables, by language and version."""
 
 
-def archive() -> Path:
+def archive(recipe: Recipe) -> Path:
     """Return the archive of the image.  Raises: Unobtainable."""
     with tempfile.TemporaryDirectory(prefix="runtape-image-") as name:
         folder = Path(name) / Path(RUNNER).parent.name
@@ -31,5 +36,5 @@ def archive() -> Path:
             shutil.copytree(folder, tree / folder.name)
             (tree / Path(WORK_DIRECTORY).name).mkdir()
 
-        entry = f"{BASH.entry}-{hashlib.sha256(content).hexdigest()[:16]}"
-        return obtained(entry, lambda into: images.build(BASH, SUITE, into, add)) / images.ARCHIVE
+        entry = f"{recipe.entry}-{hashlib.sha256(content).hexdigest()[:16]}"
+        return obtained(entry, lambda into: images.build(recipe, SUITE, into, add)) / images.ARCHIVE

@@ -27,7 +27,7 @@ VERSION = "5.2"
 @pytest.fixture(scope="module")
 def bash(kubernetes: Kubernetes) -> Image:
     """The image, in the cluster."""
-    kubernetes.containerd.take(image.archive())
+    kubernetes.containerd.take(image.archive(image.BASH))
     return Image(image.BASH.reference, in_image("bash", VERSION, "/usr/bin/bash"))
 
 

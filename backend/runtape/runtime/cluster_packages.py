@@ -12,6 +12,8 @@ PACKAGES = {
     "fastavro": "fastavro",
     "pymongo": "pymongo",
     "redis": "redis",
+    "kubernetes_asyncio": "kubernetes-asyncio",
+    "yaml": "pyyaml",
 }
 """The packages by the module that each is imported as."""
 

@@ -40,12 +40,21 @@ def run(role: Role, pods: Provider | None = None) -> int:
         return 1
     configure_logging(settings.log_level)
     if pods is None and role is Role.K8S_WORKER:
-        from runtape.runtime.providers.sandbox import LocalSandboxProvider  # the other roles do without it
-
-        pods = LocalSandboxProvider()
+        pods = _pods(settings)
     service = ClusterService(settings, role, pods or NoPodsProvider())
     host, port = settings.worker.host, settings.worker.port
     return _run(host, port, lambda: _work(settings, service, host, port))
+
+
+def _pods(settings: Settings) -> Provider:
+    """Return what runs programs; what it needs is imported by no other role."""
+    if settings.worker.pods == "kubernetes":
+        from runtape.runtime.providers.kubernetes import KubernetesProvider
+
+        return KubernetesProvider()
+    from runtape.runtime.providers.sandbox import LocalSandboxProvider
+
+    return LocalSandboxProvider()
 
 
 def serve(settings: Settings, host: str, port: int) -> int:

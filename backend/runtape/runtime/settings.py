@@ -26,6 +26,7 @@ from runtape.domain.limits import MAXIMUM, LimitPolicy, Limits
 from runtape.ports.admission import Capacity
 from runtape.ports.limits import Allowance
 from runtape.runtime.parts import KafkaSettings, MongoSettings, RedisSettings, RegistrySettings, Section
+from runtape.runtime.pods import KubernetesSettings
 
 ENV_PREFIX = "RUNTAPE_"
 CONFIG_FILE = "runtape.toml"
@@ -163,6 +164,9 @@ class WorkerSettings(Section):
     host: str = Field(default="127.0.0.1", description="the address that its health is told at")
     port: int = Field(default=8401, ge=0, le=65535, description="the port of that; 0 takes a free one")
     drain_s: float = Field(default=25.0, ge=0, description="how long programs may go on after SIGTERM, s")
+    pods: Literal["sandbox", "kubernetes"] = Field(
+        default="sandbox", description="where programs run: in sandboxes on the k8s_worker's own machine, or in pods"
+    )
 
 
 class Settings(BaseSettings):
@@ -207,6 +211,7 @@ class Settings(BaseSettings):
         description="whether credentials may leave this machine without TLS, because something else encrypts",
     )
     worker: WorkerSettings = WorkerSettings()
+    kubernetes: KubernetesSettings = KubernetesSettings()
 
     @classmethod
     def read(cls, **given: Any) -> Self:
@@ -263,6 +268,7 @@ class Settings(BaseSettings):
             *self.registry.problems(credentials_in_clear=clear),
             *self.mongo.problems(credentials_in_clear=clear),
             *self.redis.problems(credentials_in_clear=clear),
+            *self.kubernetes.problems(),
         ]
         if wrong:
             raise ValueError("; ".join(wrong))

@@ -10,7 +10,7 @@ import re
 import subprocess
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -100,9 +100,7 @@ def detect(search_path: Sequence[str] | None = None) -> tuple[list[InstalledRunt
     """
     found: list[InstalledRuntime] = []
     missing: list[MissingRuntime] = []
-    with open(_HERE / "runtimes.toml", "rb") as file:
-        descriptions = tomllib.load(file)["runtime"]
-    for description in descriptions:
+    for description in _descriptions():
         folders = _usual_folders(description) if search_path is None else search_path
         by_version: dict[str, InstalledRuntime] = {}
         unusable = None
@@ -125,9 +123,23 @@ def in_image(lang: str, version: str, binary: str) -> InstalledRuntime:
 
     Raises: KeyError, when no such language is described.
     """
+    described = {each["lang"]: each for each in _descriptions()}
+    found = _described(described[lang], binary, version, lambda _: True)
+    return replace(found, runtime=replace(found.runtime, packages=False))  # nobody lays any into an image
+
+
+def images() -> list[tuple[str, str, str]]:
+    """Return (language, version, executable) of every image for pods that the product has a recipe for."""
+    return [
+        (each["lang"], version, binary)
+        for each in _descriptions()
+        for version, binary in each.get("images", {}).items()
+    ]
+
+
+def _descriptions() -> list[dict[str, Any]]:
     with open(_HERE / "runtimes.toml", "rb") as file:
-        described = {each["lang"]: each for each in tomllib.load(file)["runtime"]}
-    return _described(described[lang], binary, version, lambda _: True)
+        return tomllib.load(file)["runtime"]
 
 
 def _numbers(version: str) -> list[float]:

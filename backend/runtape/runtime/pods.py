@@ -1,0 +1,56 @@
+"""Where a cluster's programs run: the settings of pods."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from runtape.runtime.parts import Section
+
+_NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_CPU = re.compile(r"\d+m|\d+(\.\d{1,3})?")
+_RUNTIME = re.compile(r"[a-z+]+:\d+(\.\d+)*", re.ASCII)
+
+
+class ImageSettings(Section):
+    """An image that has a language in one version, and the product's runner (deploy/images)."""
+
+    reference: str = Field(min_length=1, description="what the nodes pull")
+    binary: str = Field(pattern="^/", description="the executable in it, as an absolute path")
+
+
+class KubernetesSettings(Section):
+    """Pods, where ``worker.pods`` is ``kubernetes``."""
+
+    kubeconfig: Path | None = Field(
+        default=None, description="the file that says which cluster and as whom; unset: the one that this pod is in"
+    )
+    namespace: str = Field(default="runtape-programs", description="where pods are made, and nothing else is")
+    image_prefix: str = Field(default="runtape/", description="what <lang>:<version> follows in an image's name")
+    images: dict[str, ImageSettings] = Field(
+        default={}, description="images by language and version (python:3.13); unset: all that have a recipe"
+    )
+    pull_policy: Literal["IfNotPresent", "Always", "Never"] = Field(
+        default="IfNotPresent", description="when a node pulls an image"
+    )
+    cpu: str = Field(default="1", description="what a program may use at once, in processors: 2, 0.5 or 500m")
+    runtime_class: str | None = Field(default=None, description="the RuntimeClass of pods, gvisor for one")
+    priority_class: str | None = Field(default=None, description="the PriorityClass of pods")
+    user_namespaces: bool = Field(
+        default=False,
+        description="whether pods have user namespaces of their own, which nodes must be able to make",
+    )
+
+    def problems(self) -> Iterator[str]:
+        """Yield what cannot be so."""
+        if not _NAMESPACE.fullmatch(self.namespace):
+            yield "kubernetes.namespace is no name of a namespace: up to 63 of a-z, 0-9 and -"
+        if not _CPU.fullmatch(self.cpu):
+            yield "kubernetes.cpu is no number of processors: it looks like 2, 0.5 or 500m"
+        if self.kubeconfig is not None and not self.kubeconfig.is_file():
+            yield f"kubernetes.kubeconfig: there is no file {self.kubeconfig}"
+        for name in self.images:
+            if not _RUNTIME.fullmatch(name):
+                yield f"kubernetes.images: {name} is no language with its version: it looks like python:3.13"

@@ -1,0 +1,57 @@
+"""Pods of a Kubernetes cluster."""
+
+from collections.abc import AsyncIterator
+
+from dishka import Provider, Scope, provide
+
+from runtape.adapters.kubernetes.connection import configuration
+from runtape.adapters.kubernetes.manifests import PodSettings
+from runtape.adapters.kubernetes.runtime import Image, KubernetesPods
+from runtape.adapters.sandbox import runtimes
+from runtape.ports.errors import Permanent
+from runtape.ports.pod_runtime import PodRuntime
+from runtape.runtime.pods import KubernetesSettings
+from runtape.runtime.providers.application import ProcessIdentity
+from runtape.runtime.settings import Settings
+
+
+class KubernetesProvider(Provider):
+    """Pods of a Kubernetes cluster, which this process makes and owns."""
+
+    scope = Scope.APP
+
+    @provide
+    async def pods(self, settings: Settings, process: ProcessIdentity) -> AsyncIterator[PodRuntime]:
+        given = settings.kubernetes
+        pods = KubernetesPods(await configuration(given.kubeconfig), _pod_settings(given), images(given), process.owner)
+        try:
+            await pods.open()
+            yield pods
+        finally:
+            await pods.close()
+
+
+def images(settings: KubernetesSettings) -> list[Image]:
+    """Return the images that programs run in, newest version of a language first.  Raises: Permanent."""
+    given = [(*name.split(":"), each.binary, each.reference) for name, each in settings.images.items()] or [
+        (lang, version, binary, f"{settings.image_prefix}{lang}:{version}")
+        for lang, version, binary in runtimes.images()
+    ]
+    given.sort(key=lambda each: [int(number) for number in each[1].split(".")], reverse=True)
+    try:
+        return [
+            Image(reference, runtimes.in_image(lang, version, binary)) for lang, version, binary, reference in given
+        ]
+    except KeyError as error:
+        raise Permanent(f"kubernetes.images: no language is called {error}") from error
+
+
+def _pod_settings(settings: KubernetesSettings) -> PodSettings:
+    return PodSettings(
+        namespace=settings.namespace,
+        cpu=settings.cpu,
+        runtime_class=settings.runtime_class,
+        priority_class=settings.priority_class,
+        user_namespaces=settings.user_namespaces,
+        pull_policy=settings.pull_policy,
+    )

@@ -1,0 +1,69 @@
+"""One Kubernetes for all tests that a process runs over it; `pytest_plugins` of tests/conftest.py names this module."""
+
+import asyncio
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from kubernetes_asyncio import client
+
+from runtape.runtime.roles import Role
+from tests.cluster.plugin import running
+from tests.cluster.processes import Cluster, Process
+from tests.kubernetes import image
+from tests.kubernetes.pods import a_namespace, connected
+from tests.rig.choice import a_kubernetes
+from tests.rig.given import GivenKubernetes
+from tests.rig.kubernetes.cluster import Kubernetes
+
+
+@pytest.fixture(scope="session")
+def kubernetes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kubernetes | GivenKubernetes]:
+    cluster = a_kubernetes(tmp_path_factory.mktemp("kubernetes"))
+    try:
+        yield cluster.start()
+    finally:
+        cluster.stop()
+
+
+class PodCluster(Cluster):
+    """A cluster whose programs run in pods."""
+
+    def __init__(self, folder: Path, kubernetes: Kubernetes) -> None:
+        super().__init__(folder, running=4)
+        self._kubernetes = kubernetes
+        self._namespace = ""
+
+    def begin(self) -> None:
+        super().begin()
+        for recipe, _ in image.BINARIES.values():
+            self._kubernetes.containerd.take(image.archive(recipe))
+        self._namespace = asyncio.run(self._made())
+
+    async def _made(self) -> str:
+        async with connected(self._kubernetes.kubeconfig) as connection:
+            return await a_namespace(client.CoreV1Api(connection), self._kubernetes.scope)
+
+    def worker(self, role: Role) -> Process:
+        images = {
+            name: {"reference": recipe.reference, "binary": binary} for name, (recipe, binary) in image.BINARIES.items()
+        }
+        return self._begin(
+            role,
+            [sys.executable, "-m", f"workers.{role}"],
+            RUNTAPE_WORKER__PODS="kubernetes",
+            RUNTAPE_KUBERNETES__KUBECONFIG=str(self._kubernetes.kubeconfig),
+            RUNTAPE_KUBERNETES__NAMESPACE=self._namespace,
+            RUNTAPE_KUBERNETES__IMAGES=json.dumps(images),
+            RUNTAPE_KUBERNETES__PULL_POLICY="Never",
+            RUNTAPE_KUBERNETES__CPU="250m",
+        )
+
+
+@pytest.fixture(scope="session")
+def podded(kubernetes: Kubernetes, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PodCluster]:
+    """A cluster whose programs run in pods, which the whole session shares."""
+    with running(PodCluster(tmp_path_factory.mktemp("podded"), kubernetes)) as cluster:
+        yield cluster
