@@ -29,18 +29,23 @@ def kubernetes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kubernetes 
 
 
 class PodCluster(Cluster):
-    """A cluster whose programs run in pods."""
+    """A cluster whose programs run in pods of one `namespace`."""
 
     def __init__(self, folder: Path, kubernetes: Kubernetes) -> None:
         super().__init__(folder, running=4)
         self._kubernetes = kubernetes
-        self._namespace = ""
+        self.namespace = ""
+
+    @property
+    def kubeconfig(self) -> Path:
+        """How to be the administrator."""
+        return self._kubernetes.kubeconfig
 
     def begin(self) -> None:
         super().begin()
         for recipe, _ in image.BINARIES.values():
             self._kubernetes.containerd.take(image.archive(recipe))
-        self._namespace = asyncio.run(self._made())
+        self.namespace = asyncio.run(self._made())
 
     async def _made(self) -> str:
         async with connected(self._kubernetes.kubeconfig) as connection:
@@ -55,7 +60,7 @@ class PodCluster(Cluster):
             [sys.executable, "-m", f"workers.{role}"],
             RUNTAPE_WORKER__PODS="kubernetes",
             RUNTAPE_KUBERNETES__KUBECONFIG=str(self._kubernetes.kubeconfig),
-            RUNTAPE_KUBERNETES__NAMESPACE=self._namespace,
+            RUNTAPE_KUBERNETES__NAMESPACE=self.namespace,
             RUNTAPE_KUBERNETES__IMAGES=json.dumps(images),
             RUNTAPE_KUBERNETES__PULL_POLICY="Never",
             RUNTAPE_KUBERNETES__CPU="250m",

@@ -17,7 +17,7 @@ REPORT: Final = "/dev/termination-log"
 CONTAINER: Final = "program"
 UID: Final = 64_000
 """Of every program: no user of any image."""
-RUNNER_MB: Final = 16
+RUNNER_MB: Final = 8
 """Memory of the runner, with what waits in it for the service."""
 LONGER_S: Final = 60
 """How much longer than its program's wall time a pod may live: to start, to hand over the files that were left."""
