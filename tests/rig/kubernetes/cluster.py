@@ -20,6 +20,7 @@ from tests.rig.kubernetes.components import (
     Etcd,
     Forwarder,
     Kubelet,
+    Kwok,
     Scheduler,
 )
 from tests.rig.kubernetes.machine import ANSWER_S, Machine
@@ -47,6 +48,8 @@ class Kubernetes(Machine):
         self.scheduler = Scheduler(self, self._credentials)
         self.kubelet = Kubelet(self, self._credentials)
         self.forwarder = Forwarder(self)
+        self.kwok = Kwok(self, self._credentials)
+        """Not begun with the others, of which it is none."""
 
     @property
     def components(self) -> tuple[Component, ...]:
@@ -129,6 +132,6 @@ class Kubernetes(Machine):
     def _end(self, number: signal.Signals) -> None:
         super()._end(number)
         self.forwarder.stop()
-        for part in self.components:
+        for part in (*self.components, self.kwok):
             part.forget()
         shutil.rmtree(self.containerd.root, ignore_errors=True)  # it would be in the way of nobody but the disk

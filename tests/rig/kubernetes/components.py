@@ -29,6 +29,9 @@ SERVICE_ADDRESS = "10.96.0.1"
 ETCD_PORT, API_PORT = 2379, 6443
 CONTROLLERS_PORT, SCHEDULER_PORT = 10257, 10259
 KUBELET_PORT, KUBELET_HEALTH_PORT = 10250, 10248
+KWOK_PORT = 10247
+KWOK_RANGE = "10.250.0.0/16"
+STAGES = Path(__file__).parent / "kwok_stages.yaml"
 SOCKET = Path("/run/containerd/containerd.sock")
 KUBELET_ROOT = Path("/var/lib/kubelet")
 MASTERS = "system:masters"
@@ -120,7 +123,7 @@ class Component(Inner):
 
 
 def _hyperkube(component: str, options: Mapping[str, str | Path]) -> list[str | Path]:
-    return [programs.hyperkube(), component, *(f"--{name}={value}" for name, value in options.items())]
+    return [programs.HYPERKUBE.path(), component, *(f"--{name}={value}" for name, value in options.items())]
 
 
 class Etcd(Component):
@@ -350,6 +353,25 @@ class Kubelet(Component):
 
     def answers(self) -> bool:
         return self.machine.status_of(KUBELET_HEALTH_PORT, "/healthz", encrypted=False) == 200
+
+
+class Kwok(Component):
+    """What plays the kubelet of every node with the label ``type=kwok``: no program runs there, whatever pods say."""
+
+    def arguments(self) -> Sequence[str | Path]:
+        options = {
+            "kubeconfig": self.credentials.of_component("kwok", "kwok", "system:masters"),
+            "config": STAGES,
+            "manage-nodes-with-label-selector": "type=kwok",
+            "cidr": KWOK_RANGE,
+            "node-ip": ADDRESS,
+            "node-lease-duration-seconds": "40",
+            "server-address": f"127.0.0.1:{KWOK_PORT}",
+        }
+        return [programs.KWOK.path(), *(f"--{name}={value}" for name, value in options.items())]
+
+    def answers(self) -> bool:
+        return self.machine.status_of(KWOK_PORT, "/healthz", encrypted=False) == 200
 
 
 class Forwarder(Part):

@@ -1,4 +1,4 @@
-"""Kubernetes and what it runs containers with: one program of the former that is built here, the latter from Debian."""
+"""Kubernetes and what it runs containers with: programs of the former that are built here, the latter from Debian."""
 
 import hashlib
 import os
@@ -7,78 +7,111 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.rig import debian, store
 from tests.rig.kubernetes import images
 from tests.rig.store import Unobtainable, obtained
 
-MODULE = Path(__file__).parent / "hyperkube"
 PAUSE = Path(__file__).parent / "pause.c"
 SUITE = "bookworm"
 RUNTIME = ("containerd", "runc", "containernetworking-plugins", "libseccomp2")
 TELL_EVERY_S = 30.0
 
-_VERSION = re.search(r"k8s\.io/kubernetes v(1\.(\d+)\.\d+)", (MODULE / "go.mod").read_text())
-assert _VERSION is not None
-VERSION = _VERSION[1]
-_STAMPS = {"gitVersion": f"v{VERSION}", "gitMajor": "1", "gitMinor": _VERSION[2]}
-_LINK = " ".join(
-    [
-        "-s -w",
-        *(
-            f"-X {package}.{name}={value}"
-            for package in ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
-            for name, value in _STAMPS.items()
-        ),
-    ]
-)
-# Nobody debugs it, and without the debugging information it is built in two thirds of the time.
-_BUILD = ["-trimpath", "-gcflags=all=-dwarf=false", f"-ldflags={_LINK}"]
 
+@dataclass(frozen=True, slots=True)
+class GoProgram:
+    """A program of a Go module that lies here, with the versions and sums of all that it is made of."""
 
-def hyperkube() -> Path:
-    """Return the program that is etcd and every component of Kubernetes, after minutes of building if it has to be.
+    name: str
+    version: str
+    package: str
+    """What is built, as the module sees it."""
+    link: str = "-s -w"
+    """Options of the linker."""
 
-    Raises: Unobtainable.
-    """
+    @property
+    def module(self) -> Path:
+        """The folder of the module."""
+        return Path(__file__).parent / self.name
 
-    def make(folder: Path) -> None:
+    @property
+    def entry(self) -> str:
+        """Its name in the store, which changes with whatever it is built from."""
+        files = sorted(path for path in self.module.iterdir() if path.is_file())
+        content = b"".join(path.read_bytes() for path in files) + repr(self._options()).encode()
+        return f"{self.name}-{self.version}-{hashlib.sha256(content).hexdigest()[:16]}"
+
+    def path(self) -> Path:
+        """Return the program, after minutes of building if it has to be built.  Raises: Unobtainable."""
+        return obtained(self.entry, self._make) / self.name
+
+    def _options(self) -> list[str]:
+        # Nobody debugs it, and without the debugging information it is built in two thirds of the time.
+        return ["-trimpath", "-gcflags=all=-dwarf=false", f"-ldflags={self.link}"]
+
+    def _make(self, folder: Path) -> None:
         if shutil.which("go") is None:
-            raise Unobtainable("Kubernetes is built here, which needs Go 1.24 or newer")
+            raise Unobtainable(f"{self.name} is built here, which needs Go 1.24 or newer")
         environment = {**os.environ, "CGO_ENABLED": "0"}
         listed = subprocess.run(
-            ["go", "list", "-deps", "."], cwd=MODULE, env=environment, capture_output=True, text=True, check=False
+            ["go", "list", "-deps", self.package],
+            cwd=self.module,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if listed.returncode:
             raise Unobtainable(f"go list: {listed.stderr.strip()[-500:]}")
-        _build(folder / "hyperkube", len(listed.stdout.splitlines()), environment)
+        self._build(folder / self.name, len(listed.stdout.splitlines()), environment)
 
-    return obtained(_built_name(), make) / "hyperkube"
+    def _build(self, program: Path, packages: int, environment: dict[str, str]) -> None:
+        command = ["go", "build", "-v", *self._options(), "-o", program, self.package]
+        began_s = told_s = time.monotonic()
+        with subprocess.Popen(command, cwd=self.module, env=environment, stderr=subprocess.PIPE, text=True) as build:
+            assert build.stderr is not None
+            said: list[str] = []
+            for line in build.stderr:
+                said.append(line)
+                if time.monotonic() - told_s > TELL_EVERY_S:
+                    told_s = time.monotonic()
+                    print(
+                        f"{self.name}: {len(said)} of {packages} packages after {told_s - began_s:.0f} s",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+        if build.returncode:
+            raise Unobtainable(f"go build: {''.join(said).strip()[-500:]}")
 
 
-def _built_name() -> str:
-    content = b"".join((MODULE / name).read_bytes() for name in ("go.mod", "go.sum", "main.go")) + repr(_BUILD).encode()
-    return f"hyperkube-{VERSION}-{hashlib.sha256(content).hexdigest()[:16]}"
+def _version_in(module: str, of: str) -> str:
+    found = re.search(rf"{re.escape(of)} v(\d+\.\d+\.\d+)", (Path(__file__).parent / module / "go.mod").read_text())
+    assert found is not None
+    return found[1]
 
 
-def _build(program: Path, packages: int, environment: dict[str, str]) -> None:
-    command = ["go", "build", "-v", *_BUILD, "-o", program, "."]
-    began_s = told_s = time.monotonic()
-    with subprocess.Popen(command, cwd=MODULE, env=environment, stderr=subprocess.PIPE, text=True) as build:
-        assert build.stderr is not None
-        said: list[str] = []
-        for line in build.stderr:
-            said.append(line)
-            if time.monotonic() - told_s > TELL_EVERY_S:
-                told_s = time.monotonic()
-                print(
-                    f"hyperkube: {len(said)} of {packages} packages after {told_s - began_s:.0f} s",
-                    file=sys.stderr,
-                    flush=True,
-                )
-    if build.returncode:
-        raise Unobtainable(f"go build: {''.join(said).strip()[-500:]}")
+VERSION = _version_in("hyperkube", "k8s.io/kubernetes")
+_STAMPS = {"gitVersion": f"v{VERSION}", "gitMajor": "1", "gitMinor": VERSION.split(".")[1]}
+HYPERKUBE = GoProgram(
+    "hyperkube",
+    VERSION,
+    ".",
+    " ".join(
+        [
+            "-s -w",
+            *(
+                f"-X {package}.{name}={value}"
+                for package in ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
+                for name, value in _STAMPS.items()
+            ),
+        ]
+    ),
+)
+"""Etcd and every component of Kubernetes."""
+KWOK = GoProgram("kwok", _version_in("kwok", "sigs.k8s.io/kwok"), "sigs.k8s.io/kwok/cmd/kwok")
+"""Plays the kubelet of nodes that are not there."""
 
 
 def runtime() -> Path:
@@ -132,11 +165,11 @@ def obtain() -> None:
     pause_image()
     for recipe in images.RECIPES:
         image(recipe)
-    hyperkube()
+    HYPERKUBE.path()
 
 
 def missing() -> list[str]:
     """Return the names of what is not there yet."""
     recipes = [recipe.entry for recipe in images.RECIPES]
-    names = [_built_name(), _RUNTIME_NAME, _pause_name(), f"image-{_pause_name()}", *recipes]
+    names = [HYPERKUBE.entry, _RUNTIME_NAME, _pause_name(), f"image-{_pause_name()}", *recipes]
     return [name for name in names if not store.is_there(name)]
