@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,13 +86,18 @@ async def followed(clients: Sequence[Client], execution_id: str) -> Followed:
     raise AssertionError("nobody to ask")
 
 
-async def flood(clients: list[Client], name: str, count: int, over_s: float) -> list[Followed]:
-    """Let `count` clients want a run each, begun evenly over `over_s`; return what they saw, in order."""
+async def flood(
+    clients: list[Client], name: str, count: int, over_s: float, write: Callable[[str, int], str] | None = None
+) -> list[Followed]:
+    """Let `count` clients want a run each, begun evenly over `over_s`; return what they saw, in order.
+
+    `write` returns what a client wants to be run by the name and its number; `script` does unless it is given.
+    """
 
     async def one(number: int) -> Followed:
         await asyncio.sleep(number * over_s / count)
         order = clients[number % len(clients) :] + clients[: number % len(clients)]
-        execution_id = await submitted(order, script(name, number), f"{name}-{number}")
+        execution_id = await submitted(order, (write or script)(name, number), f"{name}-{number}")
         return await followed(order[::-1], execution_id)
 
     async with asyncio.timeout(PATIENCE_S):

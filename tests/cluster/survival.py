@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Sequence
 
-from tests.cluster.flood import Followed, check, flood
+from tests.cluster.flood import Followed, check, flood, script
 from tests.e2e.server import Client
 
 RUNS = 200
@@ -25,11 +25,15 @@ async def survived(
     before_s: float = BEFORE_S,
     down_s: float = DOWN_S,
     within_s: float = RETURN_S,
+    write: Callable[[str, int], str] = script,
 ) -> Sequence[Followed]:
-    """Break something, mend it, check all runs and return them; both are called in a thread."""
+    """Break something, mend it, check all runs and return them; both are called in a thread.
+
+    `write` returns what a client wants to be run, by the name and its number; it prints what `flood.printed` says.
+    """
     loop = asyncio.get_running_loop()
     began_at_s = loop.time()
-    flooding = asyncio.ensure_future(flood(clients, name, runs, over_s))
+    flooding = asyncio.ensure_future(flood(clients, name, runs, over_s, write))
     try:
         await asyncio.sleep(before_s)
         await asyncio.to_thread(break_it)
