@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from kubernetes_asyncio import client
@@ -29,11 +30,14 @@ def kubernetes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kubernetes 
 
 
 class PodCluster(Cluster):
-    """A cluster whose programs run in pods of one `namespace`."""
+    """A cluster whose programs run in pods of one `namespace`; `settings` are more of the workers'."""
 
-    def __init__(self, folder: Path, kubernetes: Kubernetes) -> None:
-        super().__init__(folder, running=4)
+    def __init__(
+        self, folder: Path, kubernetes: Kubernetes, *, apis: int = 2, each: int = 2, running: int = 4, **settings: str
+    ) -> None:
+        super().__init__(folder, apis=apis, each=each, running=running)
         self._kubernetes = kubernetes
+        self._settings: dict[str, Any] = {f"RUNTAPE_{name.upper()}": value for name, value in settings.items()}
         self.namespace = ""
 
     @property
@@ -64,6 +68,7 @@ class PodCluster(Cluster):
             RUNTAPE_KUBERNETES__IMAGES=json.dumps(images),
             RUNTAPE_KUBERNETES__PULL_POLICY="Never",
             RUNTAPE_KUBERNETES__CPU="250m",
+            **self._settings,
         )
 
 

@@ -21,6 +21,22 @@ class ImageSettings(Section):
     binary: str = Field(pattern="^/", description="the executable in it, as an absolute path")
 
 
+class PoolSettings(Section):
+    """How many pods of a runtime wait, whatever the load."""
+
+    least: int = Field(default=1, ge=0, le=1000, description="pods that wait when nobody runs anything")
+    most: int = Field(default=10, ge=0, le=1000, description="pods that wait at most, however many are asked for")
+
+
+class WarmSettings(PoolSettings):
+    """Pods that wait for the next programs, for each runtime."""
+
+    window_s: float = Field(default=300.0, gt=0, description="how long a load is provided for after it was seen, s")
+    sizes: dict[str, PoolSettings] = Field(
+        default={}, description="of runtimes of which more or fewer are to wait, by language and version (python:3.13)"
+    )
+
+
 class KubernetesSettings(Section):
     """Pods, where ``worker.pods`` is ``kubernetes``."""
 
@@ -43,6 +59,8 @@ class KubernetesSettings(Section):
         description="whether pods have user namespaces of their own, which nodes must be able to make",
     )
 
+    warm: WarmSettings = WarmSettings()
+
     def problems(self) -> Iterator[str]:
         """Yield what cannot be so."""
         if not _NAMESPACE.fullmatch(self.namespace):
@@ -51,6 +69,10 @@ class KubernetesSettings(Section):
             yield "kubernetes.cpu is no number of processors: it looks like 2, 0.5 or 500m"
         if self.kubeconfig is not None and not self.kubeconfig.is_file():
             yield f"kubernetes.kubeconfig: there is no file {self.kubeconfig}"
-        for name in self.images:
-            if not _RUNTIME.fullmatch(name):
-                yield f"kubernetes.images: {name} is no language with its version: it looks like python:3.13"
+        for setting, names in (("images", self.images), ("warm.sizes", self.warm.sizes)):
+            for name in names:
+                if not _RUNTIME.fullmatch(name):
+                    yield f"kubernetes.{setting}: {name} is no language with its version: it looks like python:3.13"
+        for pool in (self.warm, *self.warm.sizes.values()):
+            if pool.least > pool.most:
+                yield f"kubernetes.warm: at least {pool.least} pods are to wait, and at most {pool.most}"

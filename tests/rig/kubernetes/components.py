@@ -31,6 +31,7 @@ CONTROLLERS_PORT, SCHEDULER_PORT = 10257, 10259
 KUBELET_PORT, KUBELET_HEALTH_PORT = 10250, 10248
 KWOK_PORT = 10247
 KWOK_RANGE = "10.250.0.0/16"
+AUDITED = {"level": "Metadata", "omitStages": ["RequestReceived", "ResponseStarted"], "resources": [{"group": ""}]}
 STAGES = Path(__file__).parent / "kwok_stages.yaml"
 SOCKET = Path("/run/containerd/containerd.sock")
 KUBELET_ROOT = Path("/var/lib/kubelet")
@@ -146,7 +147,14 @@ class Etcd(Component):
 
 
 class ApiServer(Component):
-    """What everybody speaks to."""
+    """What everybody speaks to; one that is `audited` writes down who asked for what."""
+
+    audited = False
+
+    @property
+    def audit(self) -> Path:
+        """Where it writes that, an object in JSON on each line."""
+        return self.folder / "audit.log"
 
     def arguments(self) -> Sequence[str | Path]:
         known = self.credentials
@@ -171,6 +179,12 @@ class ApiServer(Component):
             "service-account-signing-key-file": known.tokens.key,
             "profiling": "false",
         }
+        if self.audited:
+            policy = {"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "rules": [AUDITED]}
+            options |= {
+                "audit-policy-file": _written(self.folder / "audit.json", policy),
+                "audit-log-path": self.audit,
+            }
         return _hyperkube("kube-apiserver", options)
 
     def answers(self) -> bool:
