@@ -118,6 +118,37 @@ def test_on_interrupt_fail_ends_it_at_the_first_infrastructure_failure() -> None
     assert (execution.status, execution.outcome) == (Status.FAILED, LOST)
 
 
+def test_on_interrupt_fail_allows_another_attempt_where_the_program_was_never_started() -> None:
+    execution = started(requested(an_execution(on_interrupt=OnInterrupt.FAIL)))
+    (event,) = executions.finish(execution, 1, LOST, Usage(), 0, LATER, ran=False)
+    assert isinstance(event, ExecutionRestarted)
+    third = requested(an_execution(on_interrupt=OnInterrupt.FAIL))
+    for _ in range(2):
+        (event,) = executions.finish(started(third), third.attempt + 1, LOST, Usage(), 0, LATER, ran=False)
+        third = evolve(started(third), event)
+    third = started(third)
+    (event,) = executions.finish(third, third.attempt, LOST, Usage(), 0, LATER, ran=False)
+    assert isinstance(event, ExecutionFailed)
+
+
+def test_the_end_of_a_pod_whose_worker_is_gone_counts_only_under_its_last_lease() -> None:
+    execution = started()
+    lease = execution.lease
+    assert lease is not None
+    oom = Outcome(kind=OutcomeKind.MEMORY_LIMIT, reason="oom")
+    (event,) = executions.lose(execution, lease, oom, 7, LATER, ran=True)
+    assert isinstance(event, ExecutionFailed)
+    assert (event.outcome, event.last_seq) == (oom, 7)
+    (event,) = executions.lose(execution, lease, LOST, 7, LATER, ran=True)
+    assert isinstance(event, ExecutionRestarted)
+    extended = replace(execution, lease=replace(lease, expires_at=LATER))
+    assert executions.lose(extended, lease, oom, 7, LATER, ran=True) == []
+    cancelled = cancelling()
+    assert cancelled.lease is not None
+    (event,) = executions.lose(cancelled, cancelled.lease, LOST, 7, LATER, ran=True)
+    assert isinstance(event, ExecutionCancelled)
+
+
 def test_a_waiting_execution_is_cancelled_at_once() -> None:
     (event,) = executions.cancel(requested(), "alice", "no need", LATER)
     assert isinstance(event, ExecutionCancelled)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from runtape.adapters.kubernetes.outcomes import outcome_of, reported, unreported, unschedulable
+from runtape.adapters.kubernetes.outcomes import deleted, not_begun, outcome_of, reported, unreported, unschedulable
 from runtape.adapters.kubernetes.protocol import VERSION, Report
 from runtape.domain.limits import Limits
 from runtape.domain.outcome import OutcomeKind
@@ -29,6 +29,7 @@ ENDED = Report(
 )
 KILLED = int(signal.SIGKILL)
 SECOND_NS = 10**9
+UNSCHEDULABLE = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes"}
 
 
 @pytest.mark.parametrize(
@@ -65,23 +66,31 @@ def status(**state: object) -> dict[str, Any]:
     return {"phase": "Running", "containerStatuses": [{"state": state}]}
 
 
+def pod(status: dict[str, Any], **metadata: object) -> dict[str, Any]:
+    return {"metadata": metadata, "status": status}
+
+
+def target(reason: str) -> dict[str, Any]:
+    return {"conditions": [{"type": "DisruptionTarget", "status": "True", "reason": reason}]}
+
+
 def told(report: Report) -> str:
     return json.dumps({"version": VERSION, **asdict(report)})
 
 
 def test_a_report_counts_by_its_token_alone() -> None:
-    assert reported(status(terminated={"exitCode": 0, "message": told(ENDED)}), "00ff") == ENDED
-    assert reported(status(terminated={"exitCode": 0, "message": told(ENDED)}), "0000") is None
-    assert reported(status(running={}), "00ff") is None
+    assert reported(pod(status(terminated={"exitCode": 0, "message": told(ENDED)})), "00ff") == ENDED
+    assert reported(pod(status(terminated={"exitCode": 0, "message": told(ENDED)})), "0000") is None
+    assert reported(pod(status(running={})), "00ff") is None
 
 
 @pytest.mark.parametrize("message", ["", "x", "{}", "[]", "null", '{"version":1}', '{"version":9,"token":"00ff"}'])
 def test_what_is_no_report_is_none(message: str) -> None:
-    assert reported(status(terminated={"exitCode": 1, "message": message}), "00ff") is None
+    assert reported(pod(status(terminated={"exitCode": 1, "message": message})), "00ff") is None
 
 
 @pytest.mark.parametrize(
-    ("pod", "reason"),
+    ("said", "reason"),
     [
         (status(terminated={"reason": "OOMKilled", "exitCode": 137}), "oom"),
         (status(terminated={"reason": "Error", "exitCode": 137}), "runner_killed"),
@@ -89,25 +98,59 @@ def test_what_is_no_report_is_none(message: str) -> None:
         ({"phase": "Failed", "reason": "DeadlineExceeded"}, "pod_deadline"),
         ({"phase": "Failed", "reason": "NodeLost"}, "node_lost"),
         ({"phase": "Failed"}, "pod_failed"),
+        ({"phase": "Failed", **target("DeletionByPodGC")}, "node_lost"),
+        ({"phase": "Failed", **target("EvictionByEvictionAPI")}, "evicted"),
+        ({**status(terminated={"exitCode": 137}), **target("DeletionByTaintManager")}, "node_lost"),
         (status(waiting={"reason": "ErrImageNeverPull", "message": "no such image"}), "image_pull_failed"),
         (status(waiting={"reason": "CreateContainerConfigError"}), "container_refused"),
     ],
 )
-def test_kubernetes_words_stand_where_there_is_no_report(pod: dict[str, Any], reason: str) -> None:
-    outcome = unreported(pod)
+def test_kubernetes_words_stand_where_there_is_no_report(said: dict[str, Any], reason: str) -> None:
+    outcome = unreported(pod(said))
     assert outcome is not None
     assert outcome.reason == reason
 
 
+def test_a_pod_that_was_deleted_says_so_once_it_has_ended() -> None:
+    at = {"deletionTimestamp": "2026-01-01T00:00:00Z"}
+    outcome = unreported(pod(status(terminated={"reason": "Completed", "exitCode": 0}), **at))
+    assert outcome is not None
+    assert outcome.reason == "pod_deleted"
+    assert unreported(pod(status(running={}), **at)) is None
+
+
+def test_why_a_pod_was_deleted_is_told_with_its_report() -> None:
+    stopped = replace(ENDED, wait_status=KILLED, stopped_for="deleted")
+    evicted = pod({"phase": "Running", **target("PreemptionByScheduler")})
+    assert outcome_of(stopped, Limits(), evicted).reason == "preempted"
+    assert deleted(None).reason == "pod_deleted"
+
+
 @pytest.mark.parametrize(
-    "pod", [{"phase": "Pending"}, status(running={}), status(waiting={"reason": "PodInitializing"})]
+    ("seen", "reason", "words"),
+    [
+        (pod({"conditions": [UNSCHEDULABLE]}), "unschedulable", "(0/1 nodes)"),
+        (pod(status(waiting={"reason": "ContainerCreating"})), "pod_not_started", "(ContainerCreating)"),
+        (pod({"phase": "Pending"}) | {"spec": {"nodeName": "n7"}}, "pod_not_started", "the kubelet of the node n7"),
+        (None, "pod_not_started", "scheduler"),
+    ],
 )
-def test_a_pod_that_may_still_tell_has_no_outcome(pod: dict[str, Any]) -> None:
-    assert unreported(pod) is None
+def test_what_keeps_a_pod_from_running_is_told_with_what_to_do(
+    seen: dict[str, Any] | None, reason: str, words: str
+) -> None:
+    outcome = not_begun(seen, 60.0)
+    assert outcome.reason == reason
+    assert words in (outcome.message or "")
+
+
+@pytest.mark.parametrize(
+    "said", [{"phase": "Pending"}, status(running={}), status(waiting={"reason": "PodInitializing"})]
+)
+def test_a_pod_that_may_still_tell_has_no_outcome(said: dict[str, Any]) -> None:
+    assert unreported(pod(said)) is None
 
 
 def test_why_no_node_takes_a_pod() -> None:
-    condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes"}
-    assert unschedulable({"conditions": [condition]}) == "0/1 nodes"
-    assert unschedulable({"conditions": [{**condition, "status": "True"}]}) is None
+    assert unschedulable({"conditions": [UNSCHEDULABLE]}) == "0/1 nodes"
+    assert unschedulable({"conditions": [{**UNSCHEDULABLE, "status": "True"}]}) is None
     assert unschedulable({}) is None

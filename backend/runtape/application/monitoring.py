@@ -14,7 +14,7 @@ from runtape.domain.artifact import NO_ARTIFACTS, Artifacts
 from runtape.domain.events import ExecutionEvent, Lease
 from runtape.domain.execution import Execution
 from runtape.domain.ids import ExecutionId
-from runtape.domain.outcome import OUTPUT_LOST
+from runtape.domain.outcome import OUTPUT_LOST, Outcome
 from runtape.ports.clock import Clock
 from runtape.ports.pod_runtime import PodEnded, PodKey, PodRuntime
 from runtape.ports.stores import TapeStore
@@ -94,6 +94,7 @@ class PodMonitor:
                 self._clock.now(),
                 ended.timeline,
                 artifacts,
+                ran=ended.ran,
             )
             return Step(changes=(execution_change(execution, events),)) if events else NOTHING
 
@@ -121,6 +122,17 @@ class PodMonitor:
         last_seq = (await self._tape.seal(key)).last_seq
         await self._change(
             execution_id, lambda execution: executions.expire(execution, lease, last_seq, self._clock.now())
+        )
+
+    async def lose(self, execution_id: ExecutionId, lease: Lease, outcome: Outcome, *, ran: bool) -> None:
+        """Record how the pod of the attempt under `lease` has ended, whose worker is gone.
+
+        Nothing when the lease was extended since.
+        """
+        last_seq = (await self._tape.seal(PodKey(execution_id, lease.fence))).last_seq
+        await self._change(
+            execution_id,
+            lambda execution: executions.lose(execution, lease, outcome, last_seq, self._clock.now(), ran=ran),
         )
 
     async def _change(self, execution_id: ExecutionId, interrupt: Callable[[Execution], list[ExecutionEvent]]) -> None:

@@ -215,7 +215,7 @@ class Worker:
         execution = await documents.execution(key.execution_id)
         if execution is None:
             return NOTHING
-        events = executions.finish(execution, key.attempt, outcome, Usage(), 0, self._clock.now())
+        events = executions.finish(execution, key.attempt, outcome, Usage(), 0, self._clock.now(), ran=False)
         return Step(changes=(execution_change(execution, events),)) if events else NOTHING
 
     async def _record(self, key: PodKey) -> None:

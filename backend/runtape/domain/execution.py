@@ -185,17 +185,20 @@ def finish(
     at: datetime,
     timeline: tuple[TimelinePoint, ...] | None = None,
     artifacts: Artifacts = NO_ARTIFACTS,
+    *,
+    ran: bool = True,
 ) -> list[ExecutionEvent]:
     """End `attempt` with `outcome`; the first end of the live attempt wins, every other is out of date.
 
     A failure of ours leads to a new attempt instead, while the request allows it and attempts are left; what the
     lost one has left behind is dropped then.  A program that was killed although nobody has asked for it is one.
+    Where the program was never started (not `ran`), every request allows it: nothing of it would happen twice.
     """
     if not execution.live or attempt != execution.attempt:
         return []
     if outcome.kind is OutcomeKind.CANCELLED and not execution.cancel_requested:
         outcome = dataclasses.replace(outcome, kind=OutcomeKind.SANDBOX_ERROR, reason="killed")
-    if outcome.kind is OutcomeKind.SANDBOX_ERROR and not execution.cancel_requested and _may_restart(execution):
+    if outcome.kind is OutcomeKind.SANDBOX_ERROR and not execution.cancel_requested and _may_restart(execution, ran):
         return [
             ExecutionRestarted(
                 execution_id=execution.id,
@@ -224,6 +227,20 @@ def expire(execution: Execution, lease: Lease, last_seq: int, at: datetime) -> l
     if execution.lease != lease:
         return []
     return interrupt(execution, lease.fence, "lease_expired", last_seq, at)
+
+
+def lose(
+    execution: Execution, lease: Lease, outcome: Outcome, last_seq: int, at: datetime, *, ran: bool
+) -> list[ExecutionEvent]:
+    """End the live attempt that holds `lease`, whose pod has ended with `outcome` and whose worker is gone.
+
+    Nothing when the lease was extended since: its worker brings the end home itself.
+    """
+    if execution.lease != lease:
+        return []
+    if execution.cancel_requested:
+        return interrupt(execution, lease.fence, outcome.reason or outcome.kind, last_seq, at)
+    return finish(execution, lease.fence, outcome, Usage(), last_seq, at, ran=ran)
 
 
 def cancel(execution: Execution, by: str, reason: str | None, at: datetime) -> list[ExecutionEvent | PodKill]:
@@ -275,8 +292,9 @@ def store_result(
     ]
 
 
-def _may_restart(execution: Execution) -> bool:
-    return execution.spec.on_interrupt is OnInterrupt.RESTART and execution.attempt < MAX_ATTEMPTS
+def _may_restart(execution: Execution, ran: bool) -> bool:
+    allowed = not ran or execution.spec.on_interrupt is OnInterrupt.RESTART
+    return allowed and execution.attempt < MAX_ATTEMPTS
 
 
 def _ended(

@@ -65,6 +65,8 @@ class PodEnded:
     """How many files `PodRuntime.artifacts` yields."""
     left_out: tuple[LeftOut, ...] = ()
     """What the program left beside them, within no limit or not as a file."""
+    ran: bool = True
+    """False when it is certain that the program was not started, and so can be as if for the first time."""
 
 
 @dataclass(frozen=True, slots=True)

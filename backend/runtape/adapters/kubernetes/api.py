@@ -5,6 +5,7 @@ Answers are plain JSON: the client's models take longer to make than the API tak
 
 import asyncio
 import contextlib
+import copy
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass
@@ -27,7 +28,10 @@ _CONFLICT: Final = 409
 _GONE: Final = 410
 _NOT_FOUND: Final = 404
 _TOO_MANY: Final = 429
+_UNAUTHORIZED: Final = 401
 _FORBIDDEN: Final = 403
+RAW: Final[dict[str, Any]] = {"_preload_content": False}
+"""What a call of the client is given for `asked`: the answer itself."""
 _STDIN: Final = b"\0"
 _STDOUT: Final = 1
 _MESSAGE_BYTES: Final = 256 << 10
@@ -37,8 +41,34 @@ class Exists(Transient):
     """There is a pod of that name."""
 
 
+class Changed(Transient):
+    """What was to be changed, or deleted, is no longer as it was seen."""
+
+
+class Missing(Transient):
+    """There is no such pod."""
+
+
+class QuotaExceeded(Transient):
+    """The namespace has no room for another pod."""
+
+
 class Gone(Transient):
     """What was to be continued from is too old: everything is to be listed anew."""
+
+
+async def asked(call: Any) -> Any:
+    """Return the JSON that the API answers to a call of its client.
+
+    Raises: Exists; Changed; Missing; Gone; QuotaExceeded; Unavailable; Transient; Permanent.
+    """
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            async with await call as answer:
+                await _checked(answer)
+                return msgspec.json.decode(await answer.read())
+    except _BROKEN as error:
+        raise Unavailable(f"Kubernetes does not answer: {error or type(error).__name__}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +82,15 @@ class Listed:
 class PodApi:
     """Pods of one namespace; `close` ends its connections."""
 
+    _asked = staticmethod(asked)
+
     def __init__(self, configuration: client.Configuration, namespace: str) -> None:
         self.namespace = namespace
         self._client = client.ApiClient(configuration)
-        self._streams = WsApiClient(configuration)
+        # Each attachment lasts as long as its program, and one that had to wait for another would wait for its end.
+        unlimited = copy.copy(configuration)
+        unlimited.connection_pool_maxsize = 0
+        self._streams = WsApiClient(unlimited)
         self._left: set[Any] = set()
         """Sockets of connections that were left open-ended; TLS takes leave of the other side a little later."""
         # Typed as what they return when answers are made into models, which they are not here.
@@ -71,19 +106,36 @@ class PodApi:
             await asyncio.sleep(0.005)  # nobody tells of the end of a transport that is aiohttp's
 
     async def create(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
-        """Make a pod and return it.  Raises: Exists; Transient, also when a quota is full; Permanent."""
-        return await self._asked(self._core.create_namespaced_pod(self.namespace, manifest, **_RAW))
+        """Make a pod and return it.  Raises: Exists; QuotaExceeded; Transient; Permanent."""
+        return await self._asked(self._core.create_namespaced_pod(self.namespace, manifest, **RAW))
 
-    async def delete(self, name: str, grace_s: int = 0) -> None:
-        """Have a pod deleted; nothing when there is none.  Raises: Transient."""
-        with contextlib.suppress(_NotFound):
-            await self._asked(
-                self._core.delete_namespaced_pod(name, self.namespace, grace_period_seconds=grace_s, **_RAW)
-            )
+    async def read(self, name: str) -> dict[str, Any] | None:
+        """Return a pod as it is now, None when there is none.  Raises: Transient."""
+        try:
+            return await self._asked(self._core.read_namespaced_pod(name, self.namespace, **RAW))
+        except Missing:
+            return None
+
+    async def patch(self, name: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Change a pod and return it; ``metadata.resourceVersion`` in `changes` is that which it must have.
+
+        Raises: Changed, when it has another; Missing; Transient, when nobody knows whether it was changed; Permanent.
+        """
+        return await self._asked(self._core.patch_namespaced_pod(name, self.namespace, changes, **RAW))
+
+    async def delete(self, name: str, grace_s: int = 0, version: str | None = None) -> None:
+        """Have a pod deleted; nothing when there is none.
+
+        Raises: Changed, when it has another ``resourceVersion`` than `version`, if that is given; Transient.
+        """
+        options = {"gracePeriodSeconds": grace_s}
+        body = options | ({"preconditions": {"resourceVersion": version}} if version is not None else {})
+        with contextlib.suppress(Missing):
+            await self._asked(self._core.delete_namespaced_pod(name, self.namespace, body=body, **RAW))
 
     async def list(self, selector: str) -> Listed:
         """Return the pods that `selector` finds.  Raises: Transient."""
-        found = await self._asked(self._core.list_namespaced_pod(self.namespace, label_selector=selector, **_RAW))
+        found = await self._asked(self._core.list_namespaced_pod(self.namespace, label_selector=selector, **RAW))
         return Listed(found["items"], found["metadata"]["resourceVersion"])
 
     async def watch(self, selector: str, version: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
@@ -138,19 +190,12 @@ class PodApi:
         try:
             yield Attachment(socket)
         finally:
-            await socket.close()
+            with contextlib.suppress(TimeoutError):  # nobody takes leave at the other end of a dead connection
+                async with asyncio.timeout(CLOSE_S):
+                    await socket.close()
 
     def _leave(self, socket: Any) -> None:
         self._left = {each for each in self._left if each.fileno() >= 0} | {socket}
-
-    async def _asked(self, call: Any) -> Any:
-        try:
-            async with asyncio.timeout(TIMEOUT_S):
-                async with await call as answer:
-                    await _checked(answer)
-                    return msgspec.json.decode(await answer.read())
-        except _BROKEN as error:
-            raise Unavailable(f"Kubernetes does not answer: {error or type(error).__name__}") from error
 
 
 class Attachment:
@@ -163,7 +208,8 @@ class Attachment:
         """Send bytes to its input.  Raises: Transient."""
         try:
             for at in range(0, len(data), _MESSAGE_BYTES):
-                await self._socket.send_bytes(_STDIN + data[at : at + _MESSAGE_BYTES])
+                async with asyncio.timeout(TIMEOUT_S):
+                    await self._socket.send_bytes(_STDIN + data[at : at + _MESSAGE_BYTES])
         except _BROKEN as error:
             raise Transient(f"the connection to the pod is lost: {error or type(error).__name__}") from error
 
@@ -178,34 +224,33 @@ class Attachment:
                 return b""
 
 
-class _NotFound(Transient):
-    """There is no such pod."""
-
-
-_RAW: Final[dict[str, Any]] = {"_preload_content": False}
 _BROKEN: Final = (aiohttp.ClientError, TimeoutError, OSError)
 
 
 async def _checked(answer: aiohttp.ClientResponse) -> None:
-    """Return when the API has done what it was asked.  Raises: Exists; Gone; Transient; Permanent."""
+    """Return when the API has done what it was asked.
+
+    Raises: as `asked`.
+    """
     if answer.status < 300:
         return
     words = await answer.read()
     try:
-        message = msgspec.json.decode(words)["message"]
+        status = msgspec.json.decode(words)
+        message, reason = status["message"], status.get("reason")
     except (msgspec.DecodeError, KeyError, TypeError):
-        message = words[:200].decode(errors="replace")
+        message, reason = words[:200].decode(errors="replace"), None
     said = f"Kubernetes answers {answer.status}: {message}"
     match answer.status:
         case code if code == _CONFLICT:
-            raise Exists(said)
+            raise Exists(said) if reason == "AlreadyExists" else Changed(said)
         case code if code == _GONE:
             raise Gone(said)
         case code if code == _NOT_FOUND:
-            raise _NotFound(said)
+            raise Missing(said)
         case code if code == _FORBIDDEN and "exceeded quota" in message:
-            raise Transient(said)
-        case code if code == _TOO_MANY or code >= 500:
+            raise QuotaExceeded(said)
+        case code if code in (_UNAUTHORIZED, _TOO_MANY) or code >= 500:  # a token is renewed
             retry_after = answer.headers.get("retry-after", "")
             raise Transient(said, retry_after_s=float(retry_after) if retry_after.isdigit() else None)
     raise Permanent(said)

@@ -4,6 +4,10 @@ Theory of operation.  A task attaches to the pod and listens.  When the connecti
 it has, and the runner goes on behind that; so no byte is lost or told twice, whatever breaks between here and there.
 Records are acknowledged when their reader has taken them: one who is slow has the program wait, in its pod.
 
+A connection can be dead without anybody having closed it: whoever is asked has `ANSWER_S` to answer, and an extended
+lease is such a question.  A runner that is out of reach for so long that every lease it can have heard of has run out
+has killed its program: then, and not before, the attempt is lost, unless the API, which is asked first, knows better.
+
 The runner tells the end.  A container that ends without it (killed by the memory limit, evicted, deleted) is seen by
 the watch; what is still on its way then has `LAST_WORDS_S` to come.
 """
@@ -19,12 +23,22 @@ import structlog
 from runtape.adapters.kubernetes import protocol
 from runtape.adapters.kubernetes.api import Attachment, PodApi
 from runtape.adapters.kubernetes.manifests import CONTAINER
-from runtape.adapters.kubernetes.outcomes import DELETED, outcome_of, reported, unreported, usage_of
+from runtape.adapters.kubernetes.outcomes import (
+    FILES_LOST,
+    deleted,
+    not_handed_over,
+    out_of_reach,
+    outcome_of,
+    reported,
+    unreported,
+    usage_of,
+)
 from runtape.adapters.kubernetes.protocol import Link, Report, State
 from runtape.adapters.sandbox.collection import Collection
 from runtape.adapters.sandbox.keeper import wire
 from runtape.adapters.sandbox.pod import CANCELLED
 from runtape.adapters.sandbox.timeline import Timeline
+from runtape.domain.execution import LEASE_GRACE
 from runtape.domain.limits import Limits
 from runtape.domain.outcome import Outcome, TimelinePoint, Usage
 from runtape.domain.tape import Record
@@ -34,6 +48,12 @@ from runtape.ports.pod_runtime import PodArtifact, PodEnded, PodKey
 log = structlog.get_logger(__name__)
 
 LAST_WORDS_S: Final = 2.0
+ANSWER_S: Final = 10.0
+"""How long a runner may take to answer before the connection is taken for dead."""
+HAND_OVER_S: Final = 30.0
+"""How long the program's hand-over may take, from when the container runs."""
+SAY_S: Final = 1.0
+"""How long a frame may wait for room in a connection: nobody's lease is to wait for another's runner."""
 _PAUSE_S: Final = 0.05
 _LONGEST_PAUSE_S: Final = 2.0
 
@@ -52,7 +72,7 @@ class Attempt:
     ) -> None:
         """Prepare; `lease_due_s` is a time of the event loop."""
         self._loop = asyncio.get_running_loop()
-        self._key = key
+        self.key = key
         self._limits = limits
         self._lease_due_s = lease_due_s
         self._on_ended = on_ended
@@ -61,6 +81,13 @@ class Attempt:
         self._taken_seq = 0
         self._changed = asyncio.Event()
         self._attachment: Attachment | None = None
+        self._patience = asyncio.timeout(None)
+        """Ends the conversation when an answer does not come."""
+        self._handed_over = False
+        self._told_due_s = 0.0
+        """The latest end of the lease that the runner can have heard of."""
+        self._pod: Mapping[str, Any] | None = None
+        """As it was last seen."""
         self._killed = False
         self._collection: Collection | None = None
         self._report: Report | None = None
@@ -81,41 +108,64 @@ class Attempt:
     async def converse(self, api: PodApi, name: str, order: wire.Order) -> None:
         """Attach to the running pod `name`, and again, until the end is known; `order` is what it is to run."""
         pause_s = _PAUSE_S
+        handed_over_by_s = self._loop.time() + HAND_OVER_S
         while self.ended is None:
             heard = len(self._records)
             try:
-                async with api.attached(name, CONTAINER) as attachment:
+                async with api.attached(name, CONTAINER) as attachment, asyncio.timeout(ANSWER_S) as self._patience:
                     await self._talk(attachment, order)
+            except TimeoutError:
+                log.warning("pod.attachment_lost", pod=name, error=f"no answer within {ANSWER_S:g} s")
             except (Transient, protocol.ProtocolError) as error:
                 log.info("pod.attachment_lost", pod=name, error=str(error))
-            finally:
-                self._attachment = None
+            if self._loop.time() > (
+                self._told_due_s + LEASE_GRACE.total_seconds() if self._handed_over else handed_over_by_s
+            ):
+                await self._lose(api, name)
             pause_s = _PAUSE_S if len(self._records) > heard else min(2 * pause_s, _LONGEST_PAUSE_S)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.over.wait(), pause_s)
 
+    async def _lose(self, api: PodApi, name: str) -> None:
+        """End an attempt whose runner is out of reach, unless the API says how it ended, or says nothing."""
+        try:
+            pod = await api.read(name)
+        except Transient as error:
+            log.info("pod.not_looked_at", pod=name, error=str(error))
+        else:
+            if self.seen(pod):
+                return
+            lost = out_of_reach() if self._handed_over else not_handed_over(HAND_OVER_S)
+            self._conclude(CANCELLED if self._killed else lost, Usage())
+
     async def _talk(self, attachment: Attachment, order: wire.Order) -> None:
         link = Link(len(self._records))
         await attachment.write(link.hello())
-        while self.ended is None:
-            data = await attachment.read()
-            if not data:
-                return
-            for event in link.take(data):
-                match event:
-                    case protocol.Welcome():
-                        await self._welcomed(event.state, attachment, order)
-                    case protocol.Started():
-                        self._has_started()
-                    case Record():
-                        self._take(event)
-                    case protocol.Point():
-                        if self._points is not None:
-                            self._points.append(event)
-                    case Report():
-                        await self._take_report(event, attachment)
-                    case protocol.Files():
-                        await self._take_files(event.message, attachment)
+        try:
+            while self.ended is None and (data := await attachment.read()):
+                for event in link.take(data):
+                    await self._on(event, attachment, order)
+        finally:
+            self._attachment = None
+
+    async def _on(self, event: protocol.Event, attachment: Attachment, order: wire.Order) -> None:
+        match event:
+            case protocol.Welcome():
+                await self._welcomed(event.state, attachment, order)
+            case protocol.Started():
+                self._has_started()
+                self._patience.reschedule(None)
+            case protocol.Extended():
+                self._patience.reschedule(None)
+            case Record():
+                self._take(event)
+            case protocol.Point():
+                if self._points is not None:
+                    self._points.append(event)
+            case Report():
+                await self._take_report(event, attachment)
+            case protocol.Files():
+                await self._take_files(event.message, attachment)
 
     async def _welcomed(self, state: State, attachment: Attachment, order: wire.Order) -> None:
         if state is State.WAITING:
@@ -127,9 +177,12 @@ class Attempt:
                 output_bytes=self._limits.output_bytes,
                 timeline=self._points is not None,
             )
+            self._handed_over = True
+            self._told_due_s = self._lease_due_s
             await attachment.write(protocol.run(order, wanted))
         else:
             self._has_started()
+            self._told_due_s = max(self._told_due_s, self._lease_due_s)
             await attachment.write(protocol.lease(self._lease_ns()))
         self._attachment = attachment
         if self._killed:
@@ -159,29 +212,38 @@ class Attempt:
             await self._conclude_with(self._report, attachment)
 
     async def _conclude_with(self, report: Report, attachment: Attachment) -> None:
-        self._conclude(outcome_of(report, self._limits), usage_of(report), report.last_seq)
+        self._conclude(outcome_of(report, self._limits, self._pod), usage_of(report), report.last_seq)
         await attachment.write(protocol.leave())
 
     # From outside
 
-    def seen(self, status: Mapping[str, Any] | None) -> None:
-        """Take note of what Kubernetes says of the pod; None: it is gone."""
-        if self.ended is not None or self._report is not None:
-            return
-        if status is None:
-            self._loop.call_later(LAST_WORDS_S, self._conclude, CANCELLED if self._killed else DELETED, Usage())
-            return
-        report = reported(status, self.token.hex())
-        if report is not None:
-            self._loop.call_later(
-                LAST_WORDS_S, self._conclude, outcome_of(report, self._limits), usage_of(report), report.last_seq
-            )
-        elif (outcome := unreported(status)) is not None:
-            self._loop.call_later(LAST_WORDS_S, self._conclude, outcome, Usage())
+    def seen(self, pod: Mapping[str, Any] | None) -> bool:
+        """Take note of what Kubernetes says of the pod, None: it is gone; return whether that is its end."""
+        if self.ended is not None:
+            return True
+        usage, last_seq = Usage(), None
+        if pod is not None:
+            self._pod = pod
+        report = reported(pod, self.token.hex()) if pod is not None else None
+        outcome = unreported(pod) if pod is not None else CANCELLED if self._killed else deleted(self._pod)
+        if self._report is not None:
+            # It was told, and the files were still to come.
+            outcome = FILES_LOST if report is not None or outcome is not None else None
+        elif report is not None:
+            outcome, usage, last_seq = outcome_of(report, self._limits, pod), usage_of(report), report.last_seq
+        if outcome is None:
+            return False
+        self._loop.call_later(LAST_WORDS_S, self._conclude, outcome, usage, last_seq)
+        return True
 
     async def extend(self, lease_due_s: float) -> None:
         """Move the end of the lease."""
         self._lease_due_s = lease_due_s
+        if self._attachment is None or self.ended is not None:
+            return
+        self._told_due_s = max(self._told_due_s, lease_due_s)
+        if self._patience.when() is None:  # else the answer to an earlier one has not come
+            self._patience.reschedule(self._loop.time() + ANSWER_S)
         await self._say(protocol.lease(self._lease_ns()))
 
     async def kill(self) -> None:
@@ -198,8 +260,9 @@ class Attempt:
 
     async def _say(self, frame: bytes) -> None:
         if self._attachment is not None and self.ended is None:
-            with contextlib.suppress(Transient):  # whoever attaches next says it
-                await self._attachment.write(frame)
+            with contextlib.suppress(Transient, TimeoutError):  # whoever attaches next says it
+                async with asyncio.timeout(SAY_S):
+                    await self._attachment.write(frame)
 
     def _lease_ns(self) -> int:
         return max(0, int((self._lease_due_s - self._loop.time()) * 1e9))
@@ -211,13 +274,14 @@ class Attempt:
             return
         collection = self._collection
         self.ended = PodEnded(
-            key=self._key,
+            key=self.key,
             outcome=outcome,
             usage=usage,
             last_seq=len(self._records) if last_seq is None else last_seq,
             timeline=self._timeline(usage),
             artifacts=len(collection.files) if collection is not None else 0,
             left_out=collection.left_out if collection is not None else (),
+            ran=self._handed_over,
         )
         self._has_started()
         self._changed.set()

@@ -25,6 +25,7 @@ LONGER_S: Final = 60
 MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 NAME: Final = "app.kubernetes.io/name"
 EXECUTION: Final = "runtape.dev/execution"
+ATTEMPT: Final = "runtape.dev/attempt"
 OWNER: Final = "runtape.dev/owner"
 TOKEN: Final = "runtape.dev/token"  # noqa: S105
 """Annotation: what the runner's report is to show."""

@@ -14,8 +14,10 @@ from runtape.adapters.sandbox.pod import CANCELLED, LEASE_EXPIRED, OUTPUT_CUT
 from runtape.domain.limits import Limits
 from runtape.domain.outcome import Outcome, OutcomeKind, Usage
 
-DELETED: Final = Outcome(
-    kind=OutcomeKind.SANDBOX_ERROR, reason="pod_deleted", message="the pod was deleted while the program ran"
+FILES_LOST: Final = Outcome(
+    kind=OutcomeKind.SANDBOX_ERROR,
+    reason="files_lost",
+    message="the pod was gone before the files that its program left were taken from it",
 )
 _OUT_OF_MEMORY: Final = Outcome(kind=OutcomeKind.MEMORY_LIMIT, reason="oom")
 _TOO_MUCH_CPU: Final = Outcome(kind=OutcomeKind.TIME_LIMIT)
@@ -25,7 +27,6 @@ _STOPPED_FOR: Final = {
     "cpu": _TOO_MUCH_CPU,
     "output": OUTPUT_CUT,
     "cancelled": CANCELLED,
-    "deleted": DELETED,
 }
 _POD_REASONS: Final = {
     "Evicted": ("evicted", "the node was short of something, and evicted the pod"),
@@ -35,24 +36,36 @@ _POD_REASONS: Final = {
     "NodeShutdown": ("node_lost", "the node was shut down"),
     "Terminated": ("node_lost", "the node was shut down"),
 }
-_WAITING_REASONS: Final = {
-    "ErrImagePull": "image_pull_failed",
-    "ErrImageNeverPull": "image_pull_failed",
-    "ImagePullBackOff": "image_pull_failed",
-    "InvalidImageName": "image_pull_failed",
-    "CreateContainerConfigError": "container_refused",
-    "CreateContainerError": "container_refused",
-    "RunContainerError": "container_refused",
+_DISRUPTIONS: Final = {
+    "EvictionByEvictionAPI": ("evicted", "the pod was evicted from its node"),
+    "PreemptionByScheduler": ("preempted", "a pod of a higher priority took its place"),
+    "DeletionByTaintManager": ("node_lost", "the node was not fit for pods any more"),
+    "DeletionByPodGC": ("node_lost", "the node is gone"),
+    "TerminationByKubelet": ("evicted", "the node was short of something or shut down, and ended the pod"),
 }
+"""By the reason of the condition ``DisruptionTarget``, which tells why a pod was deleted."""
+_IMAGE: Final = "image_pull_failed", "check the image's name, and that the nodes may pull it from its registry"
+_REFUSED: Final = "container_refused", "the node's kubelet and container runtime tell more"
+_WAITING_REASONS: Final = {
+    "ErrImagePull": _IMAGE,
+    "ErrImageNeverPull": _IMAGE,
+    "ImagePullBackOff": _IMAGE,
+    "InvalidImageName": _IMAGE,
+    "ImageInspectError": _IMAGE,
+    "CreateContainerConfigError": _REFUSED,
+    "CreateContainerError": _REFUSED,
+    "RunContainerError": _REFUSED,
+}
+"""Why a container does not begin, and what to do about it; another pod may fare better on another node."""
 
 
-def outcome_of(report: Report, limits: Limits) -> Outcome:
-    """Return the outcome that a report tells."""
+def outcome_of(report: Report, limits: Limits, pod: Mapping[str, Any] | None = None) -> Outcome:
+    """Return the outcome that a report tells; `pod`, as it was last seen, tells why it was deleted."""
     if report.truncated:
         return OUTPUT_CUT
     if report.oom_kills:
         return _OUT_OF_MEMORY
-    stopped = _STOPPED_FOR.get(report.stopped_for)
+    stopped = deleted(pod) if report.stopped_for == "deleted" else _STOPPED_FOR.get(report.stopped_for)
     if report.failure:
         message = f"the program could not be started: {report.failure}"
         return stopped or Outcome(kind=OutcomeKind.SANDBOX_ERROR, reason="start_failed", message=message)
@@ -78,9 +91,9 @@ def usage_of(report: Report) -> Usage:
     )
 
 
-def reported(status: Mapping[str, Any], token: str) -> Report | None:
-    """Return the report in the status of a pod whose container has ended, None when it has none with that token."""
-    ended = _container_state(status).get("terminated") or {}
+def reported(pod: Mapping[str, Any], token: str) -> Report | None:
+    """Return the report of a pod whose container has ended, None when it has none with that token."""
+    ended = _container_state(pod["status"]).get("terminated") or {}
     try:
         report = report_of(ended.get("message") or "")
     except ProtocolError:
@@ -88,22 +101,67 @@ def reported(status: Mapping[str, Any], token: str) -> Report | None:
     return report if report.token == token else None
 
 
-def unreported(status: Mapping[str, Any]) -> Outcome | None:
+def unreported(pod: Mapping[str, Any]) -> Outcome | None:
     """Return the outcome of a pod whose runner has told none, by Kubernetes' words; None while it may still tell it."""
+    status = pod["status"]
     state = _container_state(status)
-    if (waiting := state.get("waiting")) and (reason := _WAITING_REASONS.get(waiting.get("reason") or "")):
-        return _failed(reason, waiting.get("message") or waiting["reason"])
+    if (waiting := state.get("waiting")) and (why := _WAITING_REASONS.get(waiting.get("reason") or "")):
+        words = waiting.get("message") or waiting["reason"]
+        return _failed(why[0], f"the container cannot be started ({words}): {why[1]}")
     ended = state.get("terminated")
     if ended and ended.get("reason") == "OOMKilled":
         return _OUT_OF_MEMORY
     if reason := _POD_REASONS.get(status.get("reason") or ""):
         return _failed(*reason)
+    over = ended or status.get("phase") in ("Failed", "Succeeded")
+    if over and (pod["metadata"].get("deletionTimestamp") or _disruption(status)):
+        return deleted(pod)
     if ended:
         words = f"{ended.get('reason') or 'ended'}, exit code {ended.get('exitCode')}"
         return _failed("runner_killed", f"the first process of the container was killed from outside ({words})")
-    if status.get("phase") in ("Failed", "Succeeded"):
+    if over:
         return _failed("pod_failed", status.get("message") or "the pod ended without a container")
     return None
+
+
+def deleted(pod: Mapping[str, Any] | None) -> Outcome:
+    """Return the outcome of a pod that was deleted before its program's end was told; `pod` is how it was last seen."""
+    why = _disruption(pod["status"]) if pod is not None else None
+    return _failed(*(why or ("pod_deleted", "the pod was deleted before its program had ended")))
+
+
+def not_begun(pod: Mapping[str, Any] | None, waited_s: float) -> Outcome:
+    """Return the outcome of a pod that does not run after so long, and why, as far as Kubernetes says it."""
+    status = pod["status"] if pod is not None else {}
+    if words := unschedulable(status):
+        advice = "lower the limits of the run, or add to the cluster"
+        return _failed("unschedulable", f"no node took the pod within {waited_s:g} s ({words}): {advice}")
+    waiting = _container_state(status).get("waiting") or {}
+    words = waiting.get("message") or waiting.get("reason") or f"its phase is {status.get('phase', 'unknown')}"
+    node = ((pod or {}).get("spec") or {}).get("nodeName")
+    advice = f"look at the kubelet of the node {node}" if node else "look at the cluster's scheduler"
+    return _failed("pod_not_started", f"the pod did not run within {waited_s:g} s ({words}): {advice}")
+
+
+def refused(words: str) -> Outcome:
+    """Return the outcome of a pod that Kubernetes does not take, in its words."""
+    return _failed("pod_refused", f"the pod was not taken: {words}")
+
+
+def quota_exceeded(words: str, waited_s: float) -> Outcome:
+    """Return the outcome of a pod for which the namespace had no room for so long."""
+    advice = "raise the quota of the namespace, or let fewer programs run at once"
+    return _failed("quota_exceeded", f"there was no room for the pod within {waited_s:g} s ({words}): {advice}")
+
+
+def out_of_reach() -> Outcome:
+    """Return the outcome of a program whose runner was not reached until after its lease."""
+    return _failed("node_lost", "the pod could not be reached until its program's lease had run out there")
+
+
+def not_handed_over(waited_s: float) -> Outcome:
+    """Return the outcome of a pod whose runner has not taken a program for so long."""
+    return _failed("pod_not_started", f"the pod runs, and its runner has taken no program within {waited_s:g} s")
 
 
 def unschedulable(status: Mapping[str, Any]) -> str | None:
@@ -111,6 +169,13 @@ def unschedulable(status: Mapping[str, Any]) -> str | None:
     for condition in status.get("conditions") or ():
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
             return condition.get("message") if condition.get("reason") == "Unschedulable" else None
+    return None
+
+
+def _disruption(status: Mapping[str, Any]) -> tuple[str, str] | None:
+    for condition in status.get("conditions") or ():
+        if condition["type"] == "DisruptionTarget" and condition["status"] == "True":
+            return _DISRUPTIONS.get(condition.get("reason") or "")
     return None
 
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 from runtape.adapters.sandbox.keeper import wire
 from runtape.domain.tape import Record, Stream
 
-VERSION: Final = 1
+VERSION: Final = 2
 MARK: Final = b"\0runtape"
 TO_RUNNER_BYTES: Final = 16_384
 FROM_RUNNER_BYTES: Final = 66_000
@@ -59,6 +59,11 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
+class Extended:
+    """The answer to `lease`: whoever does not give it is out of reach, also when nobody has closed the connection."""
+
+
+@dataclass(frozen=True, slots=True)
 class Point:
     """What the container held at `t_ns` after the start, and had used until then."""
 
@@ -96,7 +101,7 @@ class Files:
     message: bytes
 
 
-Event = Welcome | Started | Record | Point | Report | Files
+Event = Welcome | Started | Extended | Record | Point | Report | Files
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,6 +227,8 @@ def _event(kind: bytes, payload: bytes) -> Event:
                 return Welcome(State(state))
             case b"S":
                 return Started()
+            case b"x":
+                return Extended()
             case b"r":
                 seq, stream, truncated, t_ns = _RECORD.unpack_from(payload)
                 return Record(seq, _STREAMS[stream], t_ns, payload[_RECORD.size :], truncated=bool(truncated))

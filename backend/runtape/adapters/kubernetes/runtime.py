@@ -1,6 +1,7 @@
 """`PodRuntime` over a Kubernetes cluster: a pod for each attempt."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -9,23 +10,26 @@ from typing import Any, Final, Self
 import structlog
 from kubernetes_asyncio import client
 
-from runtape.adapters.kubernetes import manifests
-from runtape.adapters.kubernetes.api import Exists, PodApi
+from runtape.adapters.kubernetes import manifests, outcomes
+from runtape.adapters.kubernetes.api import Exists, PodApi, QuotaExceeded
 from runtape.adapters.kubernetes.attempt import Attempt
 from runtape.adapters.kubernetes.manifests import PodSettings
-from runtape.adapters.kubernetes.outcomes import unschedulable
 from runtape.adapters.kubernetes.watching import Pods
 from runtape.adapters.sandbox.order import ArmedLimits, Ours, make_order, null_byte_in
 from runtape.adapters.sandbox.runtimes import InstalledRuntime
 from runtape.domain.outcome import Outcome, OutcomeKind
 from runtape.domain.tape import Record
-from runtape.ports.errors import InfrastructureError, SandboxUnavailable, Transient
+from runtape.ports.errors import InfrastructureError, Permanent, SandboxUnavailable, Transient
 from runtape.ports.pod_runtime import PodArtifact, PodEnded, PodKey, PodSpec, Runtime
 
 log = structlog.get_logger(__name__)
 
 START_S: Final = 60.0
 """How long a pod may take to run, with its image and a node for it, before another is tried."""
+QUOTA_S: Final = 2.0
+"""How often a pod is asked for that the namespace has no room for."""
+CLOSE_S: Final = 10.0
+"""How long `close` waits for the end of programs; beyond it their leases end them."""
 _OURS: Final = Ours(processes=2, memory_mb=manifests.RUNNER_MB)
 """In a pod beside its program: the runner, and who collects files for it."""
 
@@ -113,13 +117,20 @@ class KubernetesPods:
             raise
 
     async def _make(self, name: str, image: Image, spec: PodSpec, run: Attempt) -> None:
-        """Make the pod and return when it runs.  Raises: Transient, naming what keeps it from running."""
-        labels = {manifests.OWNER: self._owner, manifests.EXECUTION: spec.execution_id}
+        """Make the pod and return when it runs, or when its attempt has ended: also with what keeps it from running.
+
+        Raises: Transient.
+        """
+        labels = {
+            manifests.OWNER: self._owner,
+            manifests.EXECUTION: spec.execution_id,
+            manifests.ATTEMPT: str(run.key.attempt),
+        }
         manifest = manifests.pod(name, self._settings, image.reference, spec.limits, labels, run.token.hex())
         running = self._running[name] = asyncio.Event()
         try:
             try:
-                await self._api.create(manifest)
+                await self._create(manifest, run)
             except Exists:
                 await self._api.delete(name)
                 raise
@@ -131,21 +142,37 @@ class KubernetesPods:
             finally:
                 over.cancel()
             if not done:
-                status = (self._pods[name] or {}).get("status", {})
-                raise Transient(f"the pod {name} does not start: {unschedulable(status) or status.get('phase')}")
+                run.fail(outcomes.not_begun(self._pods[name], START_S))
         finally:
             del self._running[name]
+
+    async def _create(self, manifest: Mapping[str, Any], run: Attempt) -> None:
+        """Have the pod made, once the quota has room for it, unless its attempt ends before or with that.
+
+        Raises: Exists; Transient.
+        """
+        until_s = asyncio.get_running_loop().time() + START_S
+        while run.ended is None:
+            try:
+                await self._api.create(manifest)
+                return
+            except QuotaExceeded as error:
+                if asyncio.get_running_loop().time() >= until_s:
+                    run.fail(outcomes.quota_exceeded(str(error), START_S))
+            except Permanent as error:
+                run.fail(outcomes.refused(str(error)))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(run.over.wait(), QUOTA_S)
 
     def _on_change(self, name: str, pod: Mapping[str, Any] | None) -> None:
         run = self._by_name.get(name)
         if run is None:
             return
-        status = pod["status"] if pod is not None else None
-        if status is not None and (event := self._running.get(name)) is not None:
-            states = status.get("containerStatuses") or ()
+        if pod is not None and (event := self._running.get(name)) is not None:
+            states = pod["status"].get("containerStatuses") or ()
             if any("running" in each["state"] for each in states):
                 event.set()
-        run.seen(status)
+        run.seen(pod)
 
     async def records(self, key: PodKey, after_seq: int = 0) -> AsyncIterator[tuple[Record, ...]]:
         run = self._attempts.get(key)
@@ -204,7 +231,9 @@ class KubernetesPods:
         self._closed = True
         await asyncio.gather(*(run.kill() for run in self._attempts.values()))
         await asyncio.gather(*(self._api.delete(name) for name in self._by_name), return_exceptions=True)
-        await asyncio.gather(*(run.over.wait() for run in self._attempts.values()))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_S):
+                await asyncio.gather(*(run.over.wait() for run in self._attempts.values()))
         tasks = [*self._tasks]
         for task in tasks:
             task.cancel()

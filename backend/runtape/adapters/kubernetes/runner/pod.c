@@ -79,6 +79,7 @@ static struct {
     pid_t collector;
     /* the service */
     bool attached;
+    bool extended; /* a lease has come, and that is not told yet */
     char in[PADDING];
     size_t in_bytes;
     char out[OUT_BYTES];
@@ -139,6 +140,7 @@ static void relay_files(void) {
 /* Put all that is to be told and has room. */
 static void fill(void) {
     const struct kept *record;
+    if (pod.extended) pod.extended = !put_frame(EXTENDED, NULL, 0, NULL, 0);
     while (room_for(sizeof(struct record) + RECORD_BYTES) && (record = spool_next(&pod.spool)) != NULL) {
         struct record head = {record->seq, record->stream, record->truncated, record->t_ns};
         put_frame(RECORD, &head, sizeof head, record->data, record->size);
@@ -381,6 +383,7 @@ static void on_hello(const struct hello *hello) {
     }
     spool_rewind(&pod.spool, hello->after_seq);
     pod.report_sent = false;
+    pod.extended = false;
     pod.attached = true;
     pod.out_from = pod.out_to = 0;
     put(MARK, MARK_BYTES);
@@ -424,6 +427,7 @@ static void on_frame(uint8_t kind, const char *bytes, size_t size) {
         spool_acknowledge(&pod.spool, ((const struct acknowledge *)bytes)->seq);
     } else if (kind == LEASE && size == sizeof(struct lease)) {
         pod.lease_due = after(((const struct lease *)bytes)->lease_ns);
+        pod.extended = true;
     } else if (kind == KILL) {
         stop("cancelled");
     } else if (kind == COLLECT) {

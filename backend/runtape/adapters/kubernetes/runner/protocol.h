@@ -14,7 +14,7 @@
 
 #include <stdint.h>
 
-#define PROTOCOL_VERSION 1
+#define PROTOCOL_VERSION 2
 #define MARK "\0runtape"
 #define MARK_BYTES 8
 #define NONCE_BYTES 16
@@ -67,6 +67,7 @@ struct __attribute__((packed)) welcome {
 };
 enum state { WAITING = 'w', RUNNING = 'r', ENDED = 'e' };
 #define STARTED 'S'
+#define EXTENDED 'x' /* a LEASE has come: the service knows by it that the way is open in both directions */
 #define RECORD 'r' /* followed by its data */
 struct __attribute__((packed)) record {
     uint32_t seq;
