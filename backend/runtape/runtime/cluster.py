@@ -9,8 +9,9 @@ for a while; then the rest is killed, and its lease brings it to another worker.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from datetime import timedelta
+from typing import NewType
 
 import structlog
 from dishka import AsyncContainer, Provider, Scope, make_async_container, provide
@@ -69,12 +70,20 @@ FORGOTTEN = timedelta(days=1)
 Run = Callable[[], Coroutine[object, object, None]]
 
 
+PodTasks = NewType("PodTasks", Mapping[str, Run])
+"""What the pod_monitor keeps running beside the sweeper, by name, where pods outlive their worker."""
+
+
 class NoPodsProvider(Provider):
     """Pods for a process that runs none."""
 
     scope = Scope.APP
 
     pods = provide(NoPods, provides=PodRuntime)
+
+    @provide
+    def tasks(self) -> PodTasks:
+        return PodTasks({})
 
 
 class ClusterService:
@@ -170,7 +179,7 @@ class ClusterService:
                     "announce": lambda: _keep_announcing(announced, me, pods),
                 }
             case Role.POD_MONITOR:
-                return {"sweep": (await get(Sweeper)).run}
+                return {"sweep": (await get(Sweeper)).run, **(await get(PodTasks))}
             case Role.SAGA_ORCHESTRATOR:
                 keeper, queue = await get(QueueKeeper), await get(RedisAdmissionQueue)
                 admission, control = await get(Admission), await get(AdmissionControl)

@@ -39,19 +39,21 @@ def run(role: Role, pods: Provider | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     configure_logging(settings.log_level)
-    if pods is None and role is Role.K8S_WORKER:
-        pods = _pods(settings)
-    service = ClusterService(settings, role, pods or NoPodsProvider())
+    service = ClusterService(settings, role, pods or _pods(settings, role))
     host, port = settings.worker.host, settings.worker.port
     return _run(host, port, lambda: _work(settings, service, host, port))
 
 
-def _pods(settings: Settings) -> Provider:
-    """Return what runs programs; what it needs is imported by no other role."""
+def _pods(settings: Settings, role: Role) -> Provider:
+    """Return what runs programs, or looks after them; what that needs is imported by no other role."""
+    if role not in (Role.K8S_WORKER, Role.POD_MONITOR):
+        return NoPodsProvider()
     if settings.worker.pods == "kubernetes":
-        from runtape.runtime.providers.kubernetes import KubernetesProvider
+        from runtape.runtime.providers.kubernetes import KubernetesMonitorProvider, KubernetesProvider
 
-        return KubernetesProvider()
+        return KubernetesProvider() if role is Role.K8S_WORKER else KubernetesMonitorProvider()
+    if role is Role.POD_MONITOR:
+        return NoPodsProvider()
     from runtape.runtime.providers.sandbox import LocalSandboxProvider
 
     return LocalSandboxProvider()

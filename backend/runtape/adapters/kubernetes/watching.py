@@ -28,6 +28,12 @@ class Pods:
         self._on_change = on_change
         self._known: dict[str, dict[str, Any]] = {}
         self._listed = asyncio.Event()
+        self._up_to_date = False
+
+    @property
+    def up_to_date(self) -> bool:
+        """Whether they were listed, and are being watched since."""
+        return self._up_to_date
 
     async def listed(self) -> None:
         """Return once they were listed."""
@@ -47,6 +53,7 @@ class Pods:
             except Gone as error:
                 log.info("pods.listed_anew", reason=str(error))
             except Transient as error:
+                self._up_to_date = False
                 log.warning("pods.not_watched", error=str(error))
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
@@ -60,6 +67,7 @@ class Pods:
         for name, pod in found.items():
             self._learn(name, pod)
         self._listed.set()
+        self._up_to_date = True
         return listed.version
 
     async def _watch(self, version: str, until_s: float) -> None:

@@ -7,9 +7,15 @@ from dishka import Provider, Scope, provide
 from runtape.adapters.kubernetes.connection import configuration
 from runtape.adapters.kubernetes.manifests import PodSettings
 from runtape.adapters.kubernetes.runtime import Image, KubernetesPods
+from runtape.adapters.mongo.announced import NoPods
 from runtape.adapters.sandbox import runtimes
+from runtape.application.monitoring import PodMonitor
+from runtape.ports.clock import Clock
 from runtape.ports.errors import Permanent
 from runtape.ports.pod_runtime import PodRuntime
+from runtape.ports.stores import ExecutionStore, TapeStore
+from runtape.runtime.cluster import PodTasks
+from runtape.runtime.pod_watch import PodWatch
 from runtape.runtime.pods import KubernetesSettings
 from runtape.runtime.providers.application import ProcessIdentity
 from runtape.runtime.settings import Settings
@@ -29,6 +35,39 @@ class KubernetesProvider(Provider):
             yield pods
         finally:
             await pods.close()
+
+
+class KubernetesMonitorProvider(Provider):
+    """A look at the pods of a Kubernetes cluster, which other processes make."""
+
+    scope = Scope.APP
+
+    pods = provide(NoPods, provides=PodRuntime)
+
+    @provide
+    async def tasks(
+        self,
+        settings: Settings,
+        process: ProcessIdentity,
+        executions: ExecutionStore,
+        tape: TapeStore,
+        monitor: PodMonitor,
+        clock: Clock,
+    ) -> AsyncIterator[PodTasks]:
+        given = settings.kubernetes
+        watch = PodWatch(
+            await configuration(given.kubeconfig),
+            given.namespace,
+            me=process.owner,
+            executions=executions,
+            tape=tape,
+            monitor=monitor,
+            clock=clock,
+        )
+        try:
+            yield PodTasks({"pods": watch.run})
+        finally:
+            await watch.close()
 
 
 def images(settings: KubernetesSettings) -> list[Image]:
