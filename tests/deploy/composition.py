@@ -1,4 +1,4 @@
-"""docker-compose.yml and deploy/Dockerfile, read as far as the tests ask for it."""
+"""docker-compose.yml and the recipes of images, read as far as the tests ask for it."""
 
 import json
 import re
@@ -59,9 +59,9 @@ def environment(service: str, given: Mapping[str, str] = GIVEN) -> dict[str, str
 
 
 @cache
-def instructions() -> list[tuple[str, str, list[str]]]:
-    """Return the Dockerfile's instructions as stage, name and words."""
-    text = re.sub(r"^\s*#.*\n", "", DOCKERFILE.read_text(), flags=re.MULTILINE).replace("\\\n", " ")
+def instructions(file: Path = DOCKERFILE) -> list[tuple[str, str, list[str]]]:
+    """Return a Dockerfile's instructions as stage, name and words."""
+    text = re.sub(r"^\s*#.*\n", "", file.read_text(), flags=re.MULTILINE).replace("\\\n", " ")
     found: list[tuple[str, str, list[str]]] = []
     stage = ""
     for line in filter(None, map(str.strip, text.splitlines())):

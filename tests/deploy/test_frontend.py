@@ -85,10 +85,10 @@ def test_it_writes_to_no_disk_and_is_nobody() -> None:
 def test_certificates_are_the_users_and_have_to_be_there() -> None:
     template, certificates = SERVICE["volumes"]
     assert template == f"./{TEMPLATE.relative_to(PROJECT)}:/{TEMPLATE.name}:ro"
-    assert resolved(certificates["source"]) == "./certs"
+    assert resolved(certificates["source"]) == "./certs/made/frontend"
     assert certificates["target"] == environment("frontend")["FRONTEND_CERTIFICATES"]
     assert certificates["read_only"] and certificates["bind"] == {"create_host_path": False}
-    assert "/certs/" in (PROJECT / ".gitignore").read_text().splitlines()
+    assert "/certs/made/" in (PROJECT / ".gitignore").read_text().splitlines()
 
 
 def test_its_limits_are_not_below_those_of_the_api() -> None:
