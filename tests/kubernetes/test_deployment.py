@@ -10,8 +10,10 @@ from kubernetes_asyncio import client
 
 from certs import objects
 from certs.objects import MANIFESTS, PROGRAMS, SERVICE, Refused
-from runtape.adapters.kubernetes import manifests
+from runtape.adapters.kubernetes import manifests, network
+from runtape.adapters.kubernetes.api import PodApi
 from runtape.adapters.kubernetes.manifests import PodSettings
+from runtape.adapters.kubernetes.network import Verdict
 from runtape.adapters.kubernetes.runtime import Image, KubernetesPods
 from runtape.adapters.sandbox.runtimes import in_image
 from runtape.domain.ids import ExecutionId
@@ -200,6 +202,19 @@ async def test_the_workers_account_runs_a_program_within_quota_limits_and_policy
         ended = await anext(aiter(pods.watch()))
         await pods.remove(key)
     assert ended.outcome == Outcome(kind=OutcomeKind.EXITED, exit_code=0)
+
+
+async def test_the_workers_account_finds_out_whether_policies_are_enforced(
+    admin: client.ApiClient, kubernetes: Kubernetes
+) -> None:
+    kubernetes.containerd.take(image.archive(image.BASH))
+    settings = PodSettings(namespace=PROGRAMS, pull_policy="Never", priority_class="runtape-program")
+    api = PodApi(await as_account(admin, "k8s-worker"), PROGRAMS)
+    try:
+        found = await network.look(api, settings, image.BASH.reference)
+    finally:
+        await api.close()
+    assert found.verdict is Verdict.NOT_ENFORCED, found.reason
 
 
 async def test_no_pod_of_a_program_takes_a_priority_above_that_of_programs(admin: client.ApiClient) -> None:

@@ -1,4 +1,4 @@
-"""Makes the folder ``/runtape`` of an image in which programs run: the runner, its filter, and what starts programs.
+"""Makes the folder ``/runtape`` of an image in which programs run: the runner, its filter, starters, and the probe.
 
 ``python -m runtape.adapters.kubernetes.building FOLDER`` fills a folder; it needs gcc and a static C library.
 """
@@ -18,6 +18,7 @@ _SOURCES: Final = (
     *sorted((_HERE / "runner").glob("*.c")),
     *(_NATIVE / name for name in ("collect.c", "confine.c", "runner.c")),
 )
+_PROBE: Final = (_HERE / "probe" / "probe.c",)
 _FLAGS: Final = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-fstack-protector-strong", "-D_FORTIFY_SOURCE=2", "-static")
 
 
@@ -29,7 +30,8 @@ def build(folder: Path) -> None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-    subprocess.run(["gcc", *_FLAGS, f"-I{_NATIVE}", "-o", folder / "pod", *_SOURCES], check=True)
+    for name, sources in (("pod", _SOURCES), ("probe", _PROBE)):
+        subprocess.run(["gcc", *_FLAGS, f"-I{_NATIVE}", "-o", folder / name, *sources], check=True)
 
 
 if __name__ == "__main__":
