@@ -109,11 +109,11 @@ class World:
     dead_letters: DeadLetters
     failures: list[BaseException]
 
-    async def start(self) -> None:
+    async def start(self, *, alone: bool = True) -> None:
         """Recover, then consume, as `runtape.runtime.service` does; nothing that goes by a timer runs."""
         self.tasks.spawn(self.monitor.watch(), "watch")
         await self.dead_letters.restore()
-        await self.sweeper.recover(self.owner)
+        await self.sweeper.recover(self.owner, alone=alone)
         for part in self.parts().values():
             if part.topics:
                 consumer = Consumer(

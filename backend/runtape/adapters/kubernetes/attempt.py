@@ -48,6 +48,8 @@ from runtape.ports.pod_runtime import PodArtifact, PodEnded, PodKey
 log = structlog.get_logger(__name__)
 
 LAST_WORDS_S: Final = 2.0
+WHY_S: Final = 5.0
+"""How long Kubernetes may take to say why it had a runner end."""
 ANSWER_S: Final = 10.0
 """How long a runner may take to answer before the connection is taken for dead."""
 HAND_OVER_S: Final = 30.0
@@ -200,20 +202,23 @@ class Attempt:
 
     async def _take_report(self, report: Report, attachment: Attachment) -> None:
         self._report = report
-        if report.left_files and self._limits.artifacts:
+        if report.stopped_for == "deleted":
+            self._loop.call_later(WHY_S, lambda: self._conclude_with(report))
+        elif report.left_files and self._limits.artifacts:
             self._collection = Collection(self._limits)
             await attachment.write(protocol.collect(self._collection.request()))
         else:
-            await self._conclude_with(report, attachment)
+            self._conclude_with(report)
+            await attachment.write(protocol.leave())
 
     async def _take_files(self, message: bytes, attachment: Attachment) -> None:
         assert self._collection is not None and self._report is not None
         if not message or not self._collection.take(message):
-            await self._conclude_with(self._report, attachment)
+            self._conclude_with(self._report)
+            await attachment.write(protocol.leave())
 
-    async def _conclude_with(self, report: Report, attachment: Attachment) -> None:
+    def _conclude_with(self, report: Report) -> None:
         self._conclude(outcome_of(report, self._limits, self._pod), usage_of(report), report.last_seq)
-        await attachment.write(protocol.leave())
 
     # From outside
 
@@ -221,19 +226,18 @@ class Attempt:
         """Take note of what Kubernetes says of the pod, None: it is gone; return whether that is its end."""
         if self.ended is not None:
             return True
-        usage, last_seq = Usage(), None
         if pod is not None:
             self._pod = pod
         report = reported(pod, self.token.hex()) if pod is not None else None
         outcome = unreported(pod) if pod is not None else CANCELLED if self._killed else deleted(self._pod)
-        if self._report is not None:
-            # It was told, and the files were still to come.
-            outcome = FILES_LOST if report is not None or outcome is not None else None
-        elif report is not None:
-            outcome, usage, last_seq = outcome_of(report, self._limits, pod), usage_of(report), report.last_seq
-        if outcome is None:
+        if report is None and outcome is None:
             return False
-        self._loop.call_later(LAST_WORDS_S, self._conclude, outcome, usage, last_seq)
+        if self._report is not None and self._report.stopped_for != "deleted":
+            self._loop.call_later(LAST_WORDS_S, self._conclude, FILES_LOST, Usage())  # they were still to come
+        elif (known := self._report or report) is not None:
+            self._loop.call_later(LAST_WORDS_S, self._conclude_with, known)
+        elif outcome is not None:
+            self._loop.call_later(LAST_WORDS_S, self._conclude, outcome, Usage())
         return True
 
     async def extend(self, lease_due_s: float) -> None:

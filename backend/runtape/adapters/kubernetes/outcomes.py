@@ -111,8 +111,8 @@ def unreported(pod: Mapping[str, Any]) -> Outcome | None:
     ended = state.get("terminated")
     if ended and ended.get("reason") == "OOMKilled":
         return _OUT_OF_MEMORY
-    if reason := _POD_REASONS.get(status.get("reason") or ""):
-        return _failed(*reason)
+    if status.get("reason") in _POD_REASONS:
+        return deleted(pod)
     over = ended or status.get("phase") in ("Failed", "Succeeded")
     if over and (pod["metadata"].get("deletionTimestamp") or _disruption(status)):
         return deleted(pod)
@@ -126,7 +126,8 @@ def unreported(pod: Mapping[str, Any]) -> Outcome | None:
 
 def deleted(pod: Mapping[str, Any] | None) -> Outcome:
     """Return the outcome of a pod that was deleted before its program's end was told; `pod` is how it was last seen."""
-    why = _disruption(pod["status"]) if pod is not None else None
+    status = pod["status"] if pod is not None else {}
+    why = _POD_REASONS.get(status.get("reason") or "") or _disruption(status)
     return _failed(*(why or ("pod_deleted", "the pod was deleted before its program had ended")))
 
 

@@ -46,17 +46,19 @@ class Pods:
         """Keep up with the cluster; runs until cancelled."""
         pause_s = _PAUSE_S
         while True:
+            began_s, asked_s = time.monotonic(), 0.0
             try:
-                version = await self._list()
-                pause_s = _PAUSE_S
-                await self._watch(version, time.monotonic() + RELIST_S)
+                await self._watch(await self._list(), began_s + RELIST_S)
             except Gone as error:
                 log.info("pods.listed_anew", reason=str(error))
             except Transient as error:
                 self._up_to_date = False
+                asked_s = error.retry_after_s or 0.0
                 log.warning("pods.not_watched", error=str(error))
-                await asyncio.sleep(pause_s)
-                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            if time.monotonic() - began_s > _LONGEST_PAUSE_S:
+                pause_s = _PAUSE_S
+            await asyncio.sleep(max(pause_s, asked_s))
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     async def _list(self) -> str:
         listed = await self._api.list(self._selector)
