@@ -34,6 +34,9 @@ async def _pass_on(port_there: int, reader: asyncio.StreamReader, writer: asynci
 
 async def _serve(port: int, process: int, port_there: int) -> None:
     listener = socket.create_server(("127.0.0.1", port), backlog=128)
+    # asyncio does that for sockets that say that they are TCP's, which those of `create_server` do not: without it what
+    # is written in two pieces takes 40 ms, until the other side acknowledges the first.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     enter_network(process)
     server = await asyncio.start_server(functools.partial(_pass_on, port_there), sock=listener)
     await server.serve_forever()
