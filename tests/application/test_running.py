@@ -17,7 +17,7 @@ from runtape.domain.outcome import Outcome, OutcomeKind, Usage
 from runtape.domain.tape import Record
 from runtape.ports.errors import Permanent, SandboxUnavailable, Transient
 from runtape.ports.live import OutputNudge
-from runtape.ports.pod_runtime import PodEnded, PodKey, PodRuntime, PodSpec
+from runtape.ports.pod_runtime import PodEnded, PodKey, PodRuntime, PodSpec, PodStart
 from tests.application.world import ALICE, World, a_world
 from tests.builders import EXITED
 from tests.contract.embedded.basic import quick_place
@@ -59,6 +59,28 @@ async def test_a_start_that_fails_for_a_moment_is_tried_again(folder: Path) -> N
         await world.start()
         assert (await world.until_stored(await world.submit())).attempt == 1
         assert calls == [1, 1, 1]
+
+
+async def test_a_reader_is_told_before_the_output_that_the_pod_was_made_for_its_program(folder: Path) -> None:
+    go = asyncio.Event()
+
+    class Slow(Wrapped):
+        async def start(self, spec: PodSpec, attempt: int, lease_expires_at: datetime) -> PodStart:
+            await go.wait()
+            await self.inner.start(spec, attempt, lease_expires_at)
+            return PodStart.COLD
+
+    async with a_world(folder, wrap_pods=Slow) as world:
+        await world.start()
+        execution_id = await world.submit("print a")
+        reading = asyncio.ensure_future(world.frames(execution_id))
+        await asyncio.sleep(0)
+        go.set()
+        frames = await reading
+        assert [frame.body for frame in frames if frame.cursor is None] == [
+            f'{{"event_type":"execution_pod","execution_id":"{execution_id}","attempt":1,"start":"cold"}}'.encode()
+        ]
+        assert [frame.event for frame in frames if frame.cursor is None or frame.event == "output"] == [None, "output"]
 
 
 @pytest.mark.parametrize("error", [Transient("busy"), SandboxUnavailable("no user namespaces")])

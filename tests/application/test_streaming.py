@@ -22,7 +22,7 @@ from runtape.domain.execution import Execution, evolve, evolve_all
 from runtape.domain.outcome import Outcome, OutcomeKind, Usage
 from runtape.domain.tape import Record, Stream
 from runtape.ports.admission import Place
-from runtape.ports.live import FeedClosed, LifecycleNudge, Nudge, OutputNudge, QueueNudge, SubscriptionClosed
+from runtape.ports.live import FeedClosed, LifecycleNudge, Nudge, OutputNudge, PodNudge, QueueNudge, SubscriptionClosed
 from runtape.ports.pod_runtime import PodKey
 from runtape.ports.stores import HEAD_BYTES, TapeSummary
 from tests.application.world import CAPACITY, World, a_world, body, event_types
@@ -492,6 +492,14 @@ async def test_a_place_in_the_queue_is_told_without_an_id_and_again_when_it_chan
     assert body(places[0]) == {
         "event_type": "execution_queued", "execution_id": EXECUTION, "position": 3, "estimated_wait_s": 1.5
     }  # fmt: skip
+
+
+async def test_how_a_program_came_to_its_pod_is_told_without_an_id_and_moves_no_cursor() -> None:
+    truth = finished([happens(starts)])
+    before, after = await read(truth, Script()), await read(truth, Script(lambda: PodNudge(b'{"start":"cold"}')))
+    told = [frame for frame in after if frame not in before]
+    assert told == [Frame(None, None, b'{"start":"cold"}')]
+    assert [frame for frame in after if frame not in told] == before
 
 
 async def test_shutdown_is_told_with_a_time_to_come_back() -> None:

@@ -3,6 +3,7 @@
 from base64 import b64encode
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Literal
 
 import msgspec
 
@@ -12,8 +13,8 @@ from runtape.domain.execution import Execution, Lifecycle
 from runtape.domain.ids import EventId, ExecutionId
 from runtape.domain.outcome import Status
 from runtape.domain.tape import Record, Stream
-from runtape.ports.live import LifecycleNudge, LiveFeed, OutputNudge, QueueNudge
-from runtape.ports.pod_runtime import PodKey
+from runtape.ports.live import LifecycleNudge, LiveFeed, OutputNudge, PodNudge, QueueNudge
+from runtape.ports.pod_runtime import PodKey, PodStart
 from runtape.ports.stores import Change, TapeSummary
 
 _encode = msgspec.json.Encoder().encode
@@ -42,6 +43,15 @@ class OutputFrame(msgspec.Struct, omit_defaults=True, kw_only=True):
     text: str | None = None
     b64: str | None = None
     truncated: bool = False
+
+
+class PodFrame(msgspec.Struct, kw_only=True):
+    """The data of an unnamed frame without an id, which comes once at most for each attempt."""
+
+    event_type: Literal["execution_pod"] = "execution_pod"
+    execution_id: ExecutionId
+    attempt: int
+    start: PodStart
 
 
 def lifecycle_frame(execution: Execution, step: Lifecycle, summary: TapeSummary | None) -> bytes:
@@ -125,6 +135,12 @@ class Announcer:
         if self._feed.watched(key.execution_id):
             bodies = tuple(output_frame(key.attempt, record) for record in records)
             self._feed.publish(key.execution_id, OutputNudge(key.attempt, records[0].seq, records[-1].seq, bodies))
+
+    def started(self, key: PodKey, how: PodStart) -> None:
+        """Tell how the attempt's program has come to its pod."""
+        if self._feed.watched(key.execution_id):
+            frame = PodFrame(execution_id=key.execution_id, attempt=key.attempt, start=how)
+            self._feed.publish(key.execution_id, PodNudge(_encode(frame)))
 
     def queue_moved(self, execution_ids: Sequence[ExecutionId]) -> None:
         """Tell those who wait that they have another place."""

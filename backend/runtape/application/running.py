@@ -198,7 +198,9 @@ class Worker:
                 limits=execution.spec.limits,
                 timeline=execution.spec.timeline,
             )
-            await self._pods.start(spec, execution.attempt, lease.expires_at)
+            how = await self._pods.start(spec, execution.attempt, lease.expires_at)
+            if how is not None:
+                self._announcer.started(key, how)
 
         try:
             await persistently(hand_over, "pod.start", START_TRIES)

@@ -37,7 +37,7 @@ from runtape.domain.ids import ExecutionId
 from runtape.domain.outcome import OUTPUT_LOST, Status
 from runtape.ports.admission import AdmissionQueue
 from runtape.ports.clock import Clock
-from runtape.ports.live import FeedClosed, LifecycleNudge, LiveFeed, Nudge, OutputNudge, Subscription
+from runtape.ports.live import FeedClosed, LifecycleNudge, LiveFeed, Nudge, OutputNudge, PodNudge, Subscription
 from runtape.ports.pod_runtime import PodKey
 from runtape.ports.stores import ExecutionStore, TapeStore
 
@@ -175,6 +175,9 @@ class ExecutionStream:
                 return self._forward_output(nudge, batch)
             case LifecycleNudge():
                 return self._forward_lifecycle(nudge, batch)
+            case PodNudge():
+                batch.append(Frame(None, None, nudge.body))
+                return True
             case _:
                 return False
 

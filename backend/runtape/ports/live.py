@@ -35,11 +35,18 @@ class QueueNudge:
 
 
 @dataclass(frozen=True, slots=True)
+class PodNudge:
+    """How the execution's program has come to its pod, encoded; told while it happens, and stored nowhere."""
+
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class SessionNudge:
     """The replay session has come further."""
 
 
-Nudge = OutputNudge | LifecycleNudge | QueueNudge | SessionNudge
+Nudge = OutputNudge | LifecycleNudge | QueueNudge | PodNudge | SessionNudge
 Watched = ExecutionId | ReplaySessionId
 
 

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from typing import Protocol
 
 from runtape.domain.artifact import LeftOut
@@ -77,6 +78,15 @@ class PodArtifact:
     content: bytes
 
 
+class PodStart(StrEnum):
+    """How a program came to its pod."""
+
+    WARM = "warm"
+    """The pod was there, waiting."""
+    COLD = "cold"
+    """It was made for the program, which took seconds."""
+
+
 class PodRuntime(Protocol):
     """Runs programs in isolation, at most one per (execution, attempt)."""
 
@@ -84,8 +94,10 @@ class PodRuntime(Protocol):
         """Return what can be run here, newest version of a language first; stable while the process lives."""
         ...
 
-    async def start(self, spec: PodSpec, attempt: int, lease_expires_at: datetime) -> None:
-        """Start `spec` as `attempt` and return once the code is handed over.
+    async def start(self, spec: PodSpec, attempt: int, lease_expires_at: datetime) -> PodStart | None:
+        """Start `spec` as `attempt`, and return once the code is handed over, how.
+
+        None where it makes no difference worth telling, and where nothing was started.
 
         Idempotent by (execution, attempt): a second call with the same pair does nothing, also after the end.
         The runtime kills the program by itself when `lease_expires_at` passes without `extend`.

@@ -11,6 +11,7 @@ from runtape.ports.live import (
     LifecycleNudge,
     LiveFeed,
     OutputNudge,
+    PodNudge,
     QueueNudge,
     Subscription,
     SubscriptionClosed,
@@ -42,7 +43,7 @@ class LiveFeedContract(ABC):
     async def test_nudges_arrive_in_the_order_of_publishing_at_every_reader(self) -> None:
         feed = self.make()
         readers = [await self.subscribe(feed, EXECUTION) for _ in range(3)]
-        nudges = [output(1), LifecycleNudge(requested(), (b"{}",)), QueueNudge(), output(2)]
+        nudges = [output(1), LifecycleNudge(requested(), (b"{}",)), QueueNudge(), PodNudge(b"{}"), output(2)]
         for nudge in nudges:
             feed.publish(EXECUTION, nudge)
         for reader in readers:

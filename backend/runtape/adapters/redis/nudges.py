@@ -5,13 +5,13 @@ from typing import Literal
 import msgspec
 
 from runtape.domain.execution import Execution
-from runtape.ports.live import LifecycleNudge, Nudge, OutputNudge, QueueNudge, SessionNudge, Watched
+from runtape.ports.live import LifecycleNudge, Nudge, OutputNudge, PodNudge, QueueNudge, SessionNudge, Watched
 
-Kind = Literal["output", "lifecycle", "queue", "session"]
+Kind = Literal["output", "lifecycle", "queue", "pod", "session"]
 
 
 class Envelope(msgspec.Struct, frozen=True, array_like=True):
-    """A nudge on its way: who sends it, of what it tells, and what; only the last two kinds have no `body`."""
+    """A nudge on its way: who sends it, of what it tells, and what; `QueueNudge` and `SessionNudge` have no `body`."""
 
     sender: str
     watched_id: str
@@ -38,6 +38,7 @@ class Output(msgspec.Struct, frozen=True, array_like=True):
 _encode = msgspec.msgpack.Encoder().encode
 _decode_envelope = msgspec.msgpack.Decoder(Envelope).decode
 _decode_lifecycle = msgspec.msgpack.Decoder(Lifecycle).decode
+_decode_bytes = msgspec.msgpack.Decoder(bytes).decode
 _decode_output = msgspec.msgpack.Decoder(Output).decode
 
 
@@ -56,6 +57,9 @@ def encode(sender: str, watched_id: Watched, nudge: Nudge) -> bytes:
             body = _encode(Lifecycle(nudge.execution, nudge.bodies))
         case QueueNudge():
             return _encode(Envelope(sender, watched_id, "queue"))
+        case PodNudge():
+            kind = "pod"
+            body = _encode(nudge.body)
         case SessionNudge():
             return _encode(Envelope(sender, watched_id, "session"))
     return _encode(Envelope(sender, watched_id, kind, msgspec.Raw(body)))
@@ -81,6 +85,8 @@ def nudge_of(envelope: Envelope) -> Nudge:
                 return LifecycleNudge(lifecycle.execution, lifecycle.bodies)
             case "queue":
                 return QueueNudge()
+            case "pod":
+                return PodNudge(_decode_bytes(envelope.body))
             case "session":
                 return SessionNudge()
     except msgspec.DecodeError as error:
