@@ -34,6 +34,7 @@ from runtape.adapters.kubernetes.outcomes import (
     usage_of,
 )
 from runtape.adapters.kubernetes.protocol import Link, Report, State
+from runtape.adapters.kubernetes.warm import Taken
 from runtape.adapters.sandbox.collection import Collection
 from runtape.adapters.sandbox.keeper import wire
 from runtape.adapters.sandbox.pod import CANCELLED
@@ -107,15 +108,23 @@ class Attempt:
 
     # The conversation
 
-    async def converse(self, api: PodApi, name: str, order: wire.Order) -> None:
-        """Attach to the running pod `name`, and again, until the end is known; `order` is what it is to run."""
+    async def converse(self, api: PodApi, name: str, order: wire.Order, taken: Taken | None = None) -> None:
+        """Attach to the running pod `name`, and again, until the end is known; `order` is what it is to run.
+
+        `taken` is the first connection where there is one already, which is closed here.
+        """
         pause_s = _PAUSE_S
         handed_over_by_s = self._loop.time() + HAND_OVER_S
         while self.ended is None:
             heard = len(self._records)
+            first, taken = taken, None
             try:
-                async with api.attached(name, CONTAINER) as attachment, asyncio.timeout(ANSWER_S) as self._patience:
-                    await self._talk(attachment, order)
+                async with contextlib.AsyncExitStack() as held, asyncio.timeout(ANSWER_S) as self._patience:
+                    if first is not None:
+                        await held.enter_async_context(contextlib.aclosing(first))
+                        await self._talk(first.attachment, order, first.link)
+                    else:
+                        await self._talk(await held.enter_async_context(api.attached(name, CONTAINER)), order)
             except TimeoutError:
                 log.warning("pod.attachment_lost", pod=name, error=f"no answer within {ANSWER_S:g} s")
             except (Transient, protocol.ProtocolError) as error:
@@ -140,10 +149,14 @@ class Attempt:
             lost = out_of_reach() if self._handed_over else not_handed_over(HAND_OVER_S)
             self._conclude(CANCELLED if self._killed else lost, Usage())
 
-    async def _talk(self, attachment: Attachment, order: wire.Order) -> None:
-        link = Link(len(self._records))
-        await attachment.write(link.hello())
+    async def _talk(self, attachment: Attachment, order: wire.Order, waiting: Link | None = None) -> None:
+        """Say what is to be said and listen; `waiting` has heard already that the runner waits."""
+        link = waiting or Link(len(self._records))
         try:
+            if waiting is None:
+                await attachment.write(link.hello())
+            else:
+                await self._welcomed(State.WAITING, attachment, order)
             while self.ended is None and (data := await attachment.read()):
                 for event in link.take(data):
                     await self._on(event, attachment, order)

@@ -4,7 +4,10 @@ A pod has no rights in the cluster and none on its node, keeps nothing, is start
 its runner.
 """
 
+import hashlib
+import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -15,8 +18,15 @@ WORK_DIRECTORY: Final = "/box"
 RUNNER: Final = "/runtape/pod"
 REPORT: Final = "/dev/termination-log"
 CONTAINER: Final = "program"
-UID: Final = 64_000
-"""Of every program: no user of any image."""
+FIRST_UID: Final = 2_000_000_000
+UIDS: Final = 1_000_000
+"""Each pod has a uid of this range: no user of any image, and no other pod's of its node, as far as a million can tell.
+
+The kernel counts processes (``RLIMIT_NPROC``) by uid over a whole node, so those of one pod would be another's limit.
+The range is above those that systemd, subordinate users (``/etc/subuid``) and the kubelet's user namespaces give away.
+"""
+UID_IN_NAMESPACE: Final = 64_000
+"""Of every program whose pod has a user namespace: that has 65,536 uids, which are no other pod's anyway."""
 RUNNER_MB: Final = 8
 """Memory of the runner, with what waits in it for the service."""
 LONGER_S: Final = 60
@@ -27,6 +37,13 @@ NAME: Final = "app.kubernetes.io/name"
 EXECUTION: Final = "runtape.dev/execution"
 ATTEMPT: Final = "runtape.dev/attempt"
 OWNER: Final = "runtape.dev/owner"
+POOL: Final = "runtape.dev/pool"
+"""The runtime of a warm pod, also once it is claimed, and of a pod that was made because no warm one was left."""
+STATE: Final = "runtape.dev/state"
+WARM: Final = "warm"
+CLAIMED: Final = "claimed"
+SPEC: Final = "runtape.dev/spec"
+"""The hash of the spec that a warm pod was made of."""
 TOKEN: Final = "runtape.dev/token"  # noqa: S105
 """Annotation: what the runner's report is to show."""
 
@@ -49,6 +66,33 @@ def pod(
     name: str, settings: PodSettings, image: str, limits: Limits, labels: Mapping[str, str], token: str
 ) -> dict[str, Any]:
     """Return the manifest of a pod for one program within `limits`."""
+    spec = _spec(name, settings, image, limits, deadline_s=math.ceil(limits.wall_s) + LONGER_S)
+    return _manifest(name, settings, labels, {TOKEN: token}, spec)
+
+
+def warm_pod(
+    name: str, settings: PodSettings, image: str, limits: Limits, pool: str, *, deadline_s: int
+) -> dict[str, Any]:
+    """Return the manifest of a pod that waits for a program within `limits`, and lives no longer than `deadline_s`."""
+    spec = _spec(name, settings, image, limits, deadline_s=deadline_s)
+    labels = {POOL: pool, STATE: WARM, SPEC: fingerprint(settings, image, limits)}
+    return _manifest(name, settings, labels, {}, spec)
+
+
+def fingerprint(settings: PodSettings, image: str, limits: Limits) -> str:
+    """Return what tells pods apart that are made of other settings or by another version: 16 hexadecimal digits."""
+    spec = _spec("", settings, image, limits, deadline_s=0)
+    return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def label_value(text: str) -> str:
+    """Return `text` as the value of a label, which may hold less than a name."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", text)[:63].strip("._-")
+
+
+def _manifest(
+    name: str, settings: PodSettings, labels: Mapping[str, str], annotations: Mapping[str, str], spec: dict[str, Any]
+) -> dict[str, Any]:
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -56,21 +100,33 @@ def pod(
             "name": name,
             "namespace": settings.namespace,
             "labels": {MANAGED_BY: "runtape", NAME: "program", **labels},
-            "annotations": {TOKEN: token},
+            "annotations": dict(annotations),
         },
-        "spec": {
-            "restartPolicy": "Never",
-            "activeDeadlineSeconds": math.ceil(limits.wall_s) + LONGER_S,
-            "terminationGracePeriodSeconds": 1,
-            **_hardening(settings),
-            "containers": [_container(settings, image, limits)],
-            "volumes": [_volume("box", limits), _volume("tmp", limits)],
-        },
+        "spec": spec,
     }
 
 
-def _hardening(settings: PodSettings) -> dict[str, Any]:
+def _spec(name: str, settings: PodSettings, image: str, limits: Limits, *, deadline_s: int) -> dict[str, Any]:
+    return {
+        "restartPolicy": "Never",
+        "activeDeadlineSeconds": deadline_s,
+        "terminationGracePeriodSeconds": 1,
+        **_hardening(name, settings),
+        "containers": [_container(settings, image, limits)],
+        "volumes": [_volume("box", limits), _volume("tmp", limits)],
+    }
+
+
+def _uid(name: str, settings: PodSettings) -> int:
+    """Return the uid of the pod of that name, which is the same whoever asks."""
+    if settings.user_namespaces:
+        return UID_IN_NAMESPACE
+    return FIRST_UID + int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) % UIDS
+
+
+def _hardening(name: str, settings: PodSettings) -> dict[str, Any]:
     """Return the part of a pod's spec that keeps its program in."""
+    uid = _uid(name, settings)
     spec: dict[str, Any] = {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
@@ -80,8 +136,8 @@ def _hardening(settings: PodSettings) -> dict[str, Any]:
         "dnsPolicy": "Default",
         "securityContext": {
             "runAsNonRoot": True,
-            "runAsUser": UID,
-            "runAsGroup": UID,
+            "runAsUser": uid,
+            "runAsGroup": uid,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
     }

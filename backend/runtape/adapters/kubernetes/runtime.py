@@ -13,14 +13,17 @@ from kubernetes_asyncio import client
 from runtape.adapters.kubernetes import manifests, outcomes
 from runtape.adapters.kubernetes.api import Exists, PodApi, QuotaExceeded
 from runtape.adapters.kubernetes.attempt import Attempt
+from runtape.adapters.kubernetes.keeping import Keeper
 from runtape.adapters.kubernetes.manifests import PodSettings
+from runtape.adapters.kubernetes.pools import Pool, WarmSettings, leaves, pools
+from runtape.adapters.kubernetes.warm import Claim, Dead, NotTaken, Taken, Unfit, WarmPods, labels_of, selector
 from runtape.adapters.kubernetes.watching import Pods
 from runtape.adapters.sandbox.order import ArmedLimits, Ours, make_order, null_byte_in
 from runtape.adapters.sandbox.runtimes import InstalledRuntime
 from runtape.domain.outcome import Outcome, OutcomeKind
 from runtape.domain.tape import Record
 from runtape.ports.errors import InfrastructureError, Permanent, SandboxUnavailable, Transient
-from runtape.ports.pod_runtime import PodArtifact, PodEnded, PodKey, PodSpec, Runtime
+from runtape.ports.pod_runtime import PodArtifact, PodEnded, PodKey, PodSpec, PodStart, Runtime
 
 log = structlog.get_logger(__name__)
 
@@ -30,6 +33,8 @@ QUOTA_S: Final = 2.0
 """How often a pod is asked for that the namespace has no room for."""
 CLOSE_S: Final = 10.0
 """How long `close` waits for the end of programs; beyond it their leases end them."""
+DEAD_MOST: Final = 2
+"""How many warm pods without an answer are waited for, before a pod is made that is no older than its program."""
 _OURS: Final = Ours(processes=2, memory_mb=manifests.RUNNER_MB)
 """In a pod beside its program: the runner, and who collects files for it."""
 
@@ -46,16 +51,34 @@ class KubernetesPods:
     """Runs programs in pods of one namespace; use as an async context manager."""
 
     def __init__(
-        self, configuration: client.Configuration, settings: PodSettings, images: Sequence[Image], owner: str
+        self,
+        configuration: client.Configuration,
+        settings: PodSettings,
+        images: Sequence[Image],
+        owner: str,
+        warm: WarmSettings | None = None,
     ) -> None:
-        """Prepare; `owner`, which is unique to this process, is a label of its pods."""
+        """Prepare; `owner`, which is unique to this process, is a label of its pods.
+
+        With `warm` its programs run in pods that wait, where one does; somebody has to `keep` the pools filled.
+        """
         self._settings = settings
         self._images = {(each.runtime.runtime.lang, each.runtime.runtime.version): each for each in images}
         self._owner = owner
         self._api = PodApi(configuration, settings.namespace)
         self._pods = Pods(self._api, f"{manifests.OWNER}={owner}", self._on_change)
+        known = ((each.runtime.runtime, each.reference) for each in images)
+        self._window_s = warm.window_s if warm is not None else 0.0
+        self._pools = pools(settings, warm, known) if warm is not None else {}
+        self.warm = WarmPods(self._api, self._pools) if warm is not None else None
         self._attempts: dict[PodKey, Attempt] = {}
         self._by_name: dict[str, Attempt] = {}
+        self._names: dict[PodKey, str] = {}
+        """Of the pods that were handed to their attempts; while one is claimed it is `_by_name` alone."""
+        self._doubtful: set[PodKey] = set()
+        """Attempts whose start has failed, and of which a pod may be there, or come."""
+        self._deleted: set[str] = set()
+        """Pods that were deleted and that the watch may tell of once more."""
         self._running: dict[str, asyncio.Event] = {}
         self._watchers: set[asyncio.Queue[PodEnded | None]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -70,10 +93,12 @@ class KubernetesPods:
 
     async def open(self) -> None:
         """Return when the cluster has answered.  Raises: Transient."""
-        self._spawn(self._pods.run())
+        watched = [self._pods, self.warm] if self.warm is not None else [self._pods]
+        for each in watched:
+            self._spawn(each.run())
         try:
             async with asyncio.timeout(START_S):
-                await self._pods.listed()
+                await asyncio.gather(*(each.listed() for each in watched))
         except TimeoutError as error:
             raise Transient(f"the pods of {self._settings.namespace} were not listed within {START_S:g} s") from error
 
@@ -85,10 +110,14 @@ class KubernetesPods:
     async def runtimes(self) -> Sequence[Runtime]:
         return [each.runtime.runtime for each in self._images.values()]
 
-    async def start(self, spec: PodSpec, attempt: int, lease_expires_at: datetime) -> None:
+    async def keep(self) -> None:
+        """Keep the pools filled; runs until cancelled, in one process of those that share the namespace."""
+        await Keeper(self._api, [*self._pools.values()], self._window_s).run()
+
+    async def start(self, spec: PodSpec, attempt: int, lease_expires_at: datetime) -> PodStart | None:
         key = PodKey(spec.execution_id, attempt)
         if key in self._attempts:
-            return
+            return None
         image = self._images.get((spec.lang, spec.lang_version))
         lease_due_s = _loop_time(lease_expires_at)
         run = Attempt(key, spec.limits, lease_due_s, self._tell, timeline=spec.timeline)
@@ -96,36 +125,94 @@ class KubernetesPods:
         if image is None:
             message = f"there is no image for {spec.lang} {spec.lang_version}"
             run.fail(Outcome(kind=OutcomeKind.SANDBOX_ERROR, reason="runtime_missing", message=message))
-            return
+            return None
         if place := null_byte_in(spec.source):
             message = f"the program could not be started: there is a null byte in {place}"
             run.fail(Outcome(kind=OutcomeKind.SANDBOX_ERROR, reason="start_failed", message=message))
-            return
+            return None
         armed = ArmedLimits(grouped=True, memory_bytes=0, processes=0, ours=_OURS)
         order = make_order(image.runtime, spec.source, spec.limits, armed)
-        name = _name(key)
-        self._by_name[name] = run
         try:
-            await self._make(name, image, spec, run)
-            self._spawn(run.converse(self._api, name, order))
+            if key in self._doubtful:
+                await self._clear(key)
+            taken = await self._take(spec, run, key)
+            if taken is None:
+                self._assign(key, _name(key), run)
+                await self._make(_name(key), image, spec, key, run)
+            elif self._attempts.get(key) is run:
+                self._assign(key, taken.name, run)
+            else:  # it was removed meanwhile
+                self._let_go(taken.name, delete=True)
+            self._spawn(run.converse(self._api, _name(key) if taken is None else taken.name, order, taken))
             await run.started
         except BaseException:
             if run.ended is None:
                 del self._attempts[key]
-                del self._by_name[name]
-                await self._api.delete(name)
+                self._doubtful.add(key)
+                if (name := self._names.pop(key, None)) is not None:
+                    self._let_go(name, delete=True)
             raise
+        if self.warm is None:
+            return None
+        return PodStart.COLD if taken is None else PodStart.WARM
 
-    async def _make(self, name: str, image: Image, spec: PodSpec, run: Attempt) -> None:
+    async def _clear(self, key: PodKey) -> None:
+        """Delete whatever there is of an attempt whose start has failed.  Raises: Transient."""
+        for pod in (await self._api.list(selector(labels_of(key)))).pods:
+            await self._api.delete(pod["metadata"]["name"])
+        self._doubtful.discard(key)
+
+    async def _take(self, spec: PodSpec, run: Attempt, key: PodKey) -> Taken | None:
+        """Return a warm pod that is now the attempt's, None when there is none for it.  Raises: Transient."""
+        pool = self._pool(spec)
+        if self.warm is None or pool is None:
+            return None
+        claim = Claim(key=key, owner=self._owner, token=run.token.hex(), wall_s=spec.limits.wall_s)
+        dead = 0
+        while dead < DEAD_MOST and run.ended is None and (name := self.warm.choose(pool, spec.limits.wall_s)):
+            self._by_name[name] = run
+            try:
+                return await self.warm.take(pool, name, claim)
+            except NotTaken:
+                self._let_go(name)
+            except Unfit as error:
+                log.warning("warm_pod.deleted", pod=name, pool=pool.name, reason=str(error))
+                dead += isinstance(error, Dead)
+                self._let_go(name, delete=True)
+            except BaseException:
+                self._let_go(name)  # if it becomes ours, the watch will tell
+                raise
+        return None
+
+    def _pool(self, spec: PodSpec) -> Pool | None:
+        """Return the pool whose pods can run the program."""
+        pool = self._pools.get((spec.lang, spec.lang_version))
+        return pool if pool is not None and pool.fits(spec.limits) else None
+
+    def _assign(self, key: PodKey, name: str, run: Attempt) -> None:
+        self._names[key] = name
+        self._by_name[name] = run
+
+    def _let_go(self, name: str, *, delete: bool = False) -> None:
+        """Forget the pod of an attempt, and delete it if it is known to be ours."""
+        self._by_name.pop(name, None)
+        if delete or self._pods[name] is not None:
+            self._spawn(self._delete(name))
+
+    async def _delete(self, name: str) -> None:
+        try:
+            await self._api.delete(name)
+        except InfrastructureError as error:
+            log.warning("pod.not_deleted", pod=name, error=str(error))
+
+    async def _make(self, name: str, image: Image, spec: PodSpec, key: PodKey, run: Attempt) -> None:
         """Make the pod and return when it runs, or when its attempt has ended: also with what keeps it from running.
 
         Raises: Transient.
         """
-        labels = {
-            manifests.OWNER: self._owner,
-            manifests.EXECUTION: spec.execution_id,
-            manifests.ATTEMPT: str(run.key.attempt),
-        }
+        labels = {**labels_of(key), manifests.OWNER: self._owner}
+        if pool := self._pool(spec):
+            labels[manifests.POOL] = pool.name  # it is the pool's load, though not its pod
         manifest = manifests.pod(name, self._settings, image.reference, spec.limits, labels, run.token.hex())
         running = self._running[name] = asyncio.Event()
         try:
@@ -167,6 +254,12 @@ class KubernetesPods:
     def _on_change(self, name: str, pod: Mapping[str, Any] | None) -> None:
         run = self._by_name.get(name)
         if run is None:
+            if pod is None:
+                self._deleted.discard(name)
+            elif name not in self._deleted and not leaves(pod):
+                # A claim, or a making, that was carried out after nobody waited for it any more.
+                log.warning("pod.of_nobody", pod=name)
+                self._spawn(self._delete(name))
             return
         if pod is not None and (event := self._running.get(name)) is not None:
             states = pod["status"].get("containerStatuses") or ()
@@ -199,10 +292,14 @@ class KubernetesPods:
             return
         if run.ended is None:
             await run.kill()
-        await self._api.delete(_name(key))
+        if (name := self._names.get(key)) is not None:
+            await self._api.delete(name)
         await run.over.wait()
         self._attempts.pop(key, None)
-        self._by_name.pop(_name(key), None)
+        if name is not None and self._names.pop(key, None) is not None:
+            del self._by_name[name]
+            if self._pods[name] is not None:
+                self._deleted.add(name)
 
     async def list(self) -> Sequence[PodKey]:
         return [*self._attempts]
@@ -230,7 +327,7 @@ class KubernetesPods:
             return
         self._closed = True
         await asyncio.gather(*(run.kill() for run in self._attempts.values()))
-        await asyncio.gather(*(self._api.delete(name) for name in self._by_name), return_exceptions=True)
+        await asyncio.gather(*(self._api.delete(name) for name in self._names.values()), return_exceptions=True)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_S):
                 await asyncio.gather(*(run.over.wait() for run in self._attempts.values()))
@@ -238,6 +335,8 @@ class KubernetesPods:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self.warm is not None:
+            await self.warm.close()
         await self._api.close()
         for queue in self._watchers:
             queue.put_nowait(None)

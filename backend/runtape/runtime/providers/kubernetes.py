@@ -6,10 +6,12 @@ from dishka import Provider, Scope, provide
 
 from runtape.adapters.kubernetes.connection import configuration
 from runtape.adapters.kubernetes.manifests import PodSettings
+from runtape.adapters.kubernetes.pools import PoolSize, WarmSettings
 from runtape.adapters.kubernetes.runtime import Image, KubernetesPods
 from runtape.adapters.mongo.announced import NoPods
 from runtape.adapters.sandbox import runtimes
 from runtape.application.monitoring import PodMonitor
+from runtape.domain.limits import Limits
 from runtape.ports.clock import Clock
 from runtape.ports.errors import Permanent
 from runtape.ports.pod_runtime import PodRuntime
@@ -93,4 +95,14 @@ def _pod_settings(settings: KubernetesSettings) -> PodSettings:
         priority_class=settings.priority_class,
         user_namespaces=settings.user_namespaces,
         pull_policy=settings.pull_policy,
+    )
+
+
+def _warm_settings(settings: KubernetesSettings, limits: Limits) -> WarmSettings:
+    given = settings.warm
+    return WarmSettings(
+        limits=limits,
+        size=PoolSize(given.least, given.most),
+        sizes={name.replace(":", " "): PoolSize(each.least, each.most) for name, each in given.sizes.items()},
+        window_s=given.window_s,
     )
