@@ -74,7 +74,8 @@ class KubernetesPods:
         self._attempts: dict[PodKey, Attempt] = {}
         self._by_name: dict[str, Attempt] = {}
         self._names: dict[PodKey, str] = {}
-        """Of the pods that were handed to their attempts; while one is claimed it is `_by_name` alone."""
+        self._claiming: set[str] = set()
+        """Pods that may become an attempt's, and of which it is not told until then."""
         self._doubtful: set[PodKey] = set()
         """Attempts whose start has failed, and of which a pod may be there, or come."""
         self._deleted: set[str] = set()
@@ -135,14 +136,14 @@ class KubernetesPods:
         try:
             if key in self._doubtful:
                 await self._clear(key)
-            taken = await self._take(spec, run, key)
+            taken = await self._take(spec, run)
             if taken is None:
-                self._assign(key, _name(key), run)
-                await self._make(_name(key), image, spec, key, run)
+                self._assign(_name(key), run)
+                await self._make(_name(key), image, spec, run)
             elif self._attempts.get(key) is run:
-                self._assign(key, taken.name, run)
+                self._assign(taken.name, run)
             else:  # it was removed meanwhile
-                self._let_go(taken.name, delete=True)
+                self._let_go(taken.name)
             self._spawn(run.converse(self._api, _name(key) if taken is None else taken.name, order, taken))
             await run.started
         except BaseException:
@@ -150,7 +151,7 @@ class KubernetesPods:
                 del self._attempts[key]
                 self._doubtful.add(key)
                 if (name := self._names.pop(key, None)) is not None:
-                    self._let_go(name, delete=True)
+                    self._let_go(name)
             raise
         if self.warm is None:
             return None
@@ -162,26 +163,28 @@ class KubernetesPods:
             await self._api.delete(pod["metadata"]["name"])
         self._doubtful.discard(key)
 
-    async def _take(self, spec: PodSpec, run: Attempt, key: PodKey) -> Taken | None:
+    async def _take(self, spec: PodSpec, run: Attempt) -> Taken | None:
         """Return a warm pod that is now the attempt's, None when there is none for it.  Raises: Transient."""
         pool = self._pool(spec)
         if self.warm is None or pool is None:
             return None
-        claim = Claim(key=key, owner=self._owner, token=run.token.hex(), wall_s=spec.limits.wall_s)
+        claim = Claim(key=run.key, owner=self._owner, token=run.token.hex(), wall_s=spec.limits.wall_s)
         dead = 0
         while dead < DEAD_MOST and run.ended is None and (name := self.warm.choose(pool, spec.limits.wall_s)):
-            self._by_name[name] = run
+            self._claiming.add(name)
             try:
                 return await self.warm.take(pool, name, claim)
-            except NotTaken:
-                self._let_go(name)
             except Unfit as error:
                 log.warning("warm_pod.deleted", pod=name, pool=pool.name, reason=str(error))
                 dead += isinstance(error, Dead)
-                self._let_go(name, delete=True)
-            except BaseException:
-                self._let_go(name)  # if it becomes ours, the watch will tell
-                raise
+                self._let_go(name)
+            except BaseException as error:
+                if self._pods[name] is not None:  # it is ours, and nobody was told
+                    self._let_go(name)
+                if not isinstance(error, NotTaken):
+                    raise
+            finally:
+                self._claiming.discard(name)
         return None
 
     def _pool(self, spec: PodSpec) -> Pool | None:
@@ -189,15 +192,16 @@ class KubernetesPods:
         pool = self._pools.get((spec.lang, spec.lang_version))
         return pool if pool is not None and pool.fits(spec.limits) else None
 
-    def _assign(self, key: PodKey, name: str, run: Attempt) -> None:
-        self._names[key] = name
+    def _assign(self, name: str, run: Attempt) -> None:
+        self._names[run.key] = name
         self._by_name[name] = run
+        if (pod := self._pods[name]) is not None:  # what was told of it while it was not the attempt's
+            run.seen(pod)
 
-    def _let_go(self, name: str, *, delete: bool = False) -> None:
-        """Forget the pod of an attempt, and delete it if it is known to be ours."""
+    def _let_go(self, name: str) -> None:
+        """Forget the pod of an attempt, and have it deleted."""
         self._by_name.pop(name, None)
-        if delete or self._pods[name] is not None:
-            self._spawn(self._delete(name))
+        self._spawn(self._delete(name))
 
     async def _delete(self, name: str) -> None:
         try:
@@ -205,12 +209,12 @@ class KubernetesPods:
         except InfrastructureError as error:
             log.warning("pod.not_deleted", pod=name, error=str(error))
 
-    async def _make(self, name: str, image: Image, spec: PodSpec, key: PodKey, run: Attempt) -> None:
+    async def _make(self, name: str, image: Image, spec: PodSpec, run: Attempt) -> None:
         """Make the pod and return when it runs, or when its attempt has ended: also with what keeps it from running.
 
         Raises: Transient.
         """
-        labels = {**labels_of(key), manifests.OWNER: self._owner}
+        labels = {**labels_of(run.key), manifests.OWNER: self._owner}
         if pool := self._pool(spec):
             labels[manifests.POOL] = pool.name  # it is the pool's load, though not its pod
         manifest = manifests.pod(name, self._settings, image.reference, spec.limits, labels, run.token.hex())
@@ -256,7 +260,7 @@ class KubernetesPods:
         if run is None:
             if pod is None:
                 self._deleted.discard(name)
-            elif name not in self._deleted and not leaves(pod):
+            elif name not in self._deleted and name not in self._claiming and not leaves(pod):
                 # A claim, or a making, that was carried out after nobody waited for it any more.
                 log.warning("pod.of_nobody", pod=name)
                 self._spawn(self._delete(name))
