@@ -11,7 +11,7 @@ import yaml
 import runtape
 from certs import objects
 from certs.objects import MANIFESTS, PROGRAMS, SERVICE
-from runtape.adapters.kubernetes.manifests import RUNNER_MB, UID_IN_NAMESPACE
+from runtape.adapters.kubernetes.manifests import RUNNER_MB, UID
 from runtape.adapters.sandbox import runtimes
 from runtape.api.health import LIVE, READY
 from runtape.cli.main import app
@@ -215,7 +215,7 @@ def test_rights_name_what_they_are_for() -> None:
 def test_everything_runs_as_an_ordinary_user_without_any_right() -> None:
     for name, pod in templates():
         assert pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["runAsUser"] == (
-            UID_IN_NAMESPACE if name == "images" else 10001
+            UID if name == "images" else 10001
         )
         assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
         assert {next(iter(each.keys() - {"name"})) for each in pod.get("volumes", ())} <= {"emptyDir"}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import runtape
-from runtape.adapters.kubernetes.manifests import RUNNER, UID_IN_NAMESPACE, WORK_DIRECTORY
+from runtape.adapters.kubernetes.manifests import RUNNER, UID, WORK_DIRECTORY
 from runtape.adapters.sandbox import runtimes
 from tests.deploy.composition import DOCKERFILE, PROJECT, instructions
 
@@ -68,7 +68,7 @@ def test_bases_are_pinned_and_nothing_is_fetched(path: Path) -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=named)
 def test_an_image_is_that_of_the_runner(path: Path) -> None:
     last = final(path)
-    assert ["USER", f"{UID_IN_NAMESPACE}:{UID_IN_NAMESPACE}"] in last
+    assert ["USER", f"{UID}:{UID}"] in last
     assert ["ENTRYPOINT", RUNNER] in last
     (copied,) = [step for step in last if step[0] == "COPY"]
     folder = str(Path(RUNNER).parent)

@@ -25,8 +25,8 @@ UIDS: Final = 1_000_000
 The kernel counts processes (``RLIMIT_NPROC``) by uid over a whole node, so those of one pod would be another's limit.
 The range is above those that systemd, subordinate users (``/etc/subuid``) and the kubelet's user namespaces give away.
 """
-UID_IN_NAMESPACE: Final = 64_000
-"""Of every program whose pod has a user namespace: that has 65,536 uids, which are no other pod's anyway."""
+UID: Final = 64_000
+"""The user that images name, and of a program whose pod has a user namespace: its uids are no other pod's anyway."""
 RUNNER_MB: Final = 8
 """Memory of the runner, with what waits in it for the service."""
 LONGER_S: Final = 60
@@ -120,7 +120,7 @@ def _spec(name: str, settings: PodSettings, image: str, limits: Limits, *, deadl
 def _uid(name: str, settings: PodSettings) -> int:
     """Return the uid of the pod of that name, which is the same whoever asks."""
     if settings.user_namespaces:
-        return UID_IN_NAMESPACE
+        return UID
     return FIRST_UID + int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) % UIDS
 
 
