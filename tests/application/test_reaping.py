@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from runtape.application import retrying
-from runtape.application.reaping import GRACE_S, LOOK_S, STUCK_S, Reaper, Verdict, judge, partition_of
+from runtape.application.reaping import GRACE_S, LIST_S, LOOK_S, STUCK_S, Reaper, Verdict, judge, partition_of
 from runtape.application.running import LEASE_TTL
 from runtape.domain.execution import LEASE_GRACE, Execution, OnInterrupt
 from runtape.domain.ids import ExecutionId
@@ -84,6 +84,7 @@ class Placed:
     pods: list[PlacedPod] = field(default_factory=list)
     known: bool = True
     hidden: bool = False
+    ours: bool = True
     deleted: list[tuple[str, bool]] = field(default_factory=list)
 
     def seen(self) -> Sequence[PlacedPod] | None:
@@ -173,7 +174,7 @@ async def a_left(folder: Path, **changes: Any) -> AsyncIterator[Left]:
             tape=world.stores.tape,
             monitor=world.monitor,
             clock=clock,
-            concerns=lambda execution_id: True,
+            concerns=lambda execution_id: placed.ours,
         )
         yield Left(world, extended, reaper, placed, key, clock)
 
@@ -261,6 +262,16 @@ async def test_a_pod_that_is_not_seen_yet_and_is_there_counts(left: Left) -> Non
     left.placed.hidden = True
     await left.pass_time(120)
     assert (await left.execution()).live
+
+
+async def test_what_another_looks_after_is_left_to_it_from_then_on(left: Left) -> None:
+    await left.pass_time(30)
+    left.placed.ours = False
+    await left.pass_time(120)
+    assert (await left.execution()).live
+    left.placed.ours = True
+    await left.pass_time(DEAD.total_seconds() + LIST_S + 1)
+    assert not (await left.execution()).live
 
 
 async def test_nothing_is_decided_while_the_pods_are_not_known(left: Left) -> None:

@@ -83,7 +83,7 @@ PODS = f"/api/v1/namespaces/{PROGRAMS}/pods"
 LEASES = f"/apis/coordination.k8s.io/v1/namespaces/{PROGRAMS}/leases"
 MAY = {
     "k8s-worker": {"pods": "create delete get list patch watch", "pods/attach": "create get"},
-    "pod-monitor": {"pods": "delete get list watch", "leases": "create delete get list patch update watch"},
+    "pod-monitor": {"pods": "delete get list patch watch", "leases": "create delete list update"},
     "api": {"limitranges": "get list", "resourcequotas": "get list", "nodes": "list"},
     "default": {},
 }
@@ -114,7 +114,6 @@ MAY_NOT = [
 ]
 ALONE = {
     ("POST", f"{PODS}?dryRun=All"): "k8s-worker",
-    ("PATCH", f"{PODS}/none"): "k8s-worker",
     ("GET", f"{PODS}/none/attach"): "k8s-worker",
     ("GET", LEASES): "pod-monitor",
     ("GET", "/api/v1/nodes"): "api",

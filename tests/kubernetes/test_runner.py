@@ -119,6 +119,17 @@ async def test_a_lease_is_moved(container: Container) -> None:
     assert report.stopped_for == "wall"
 
 
+async def test_a_lease_is_answered_while_the_program_runs_and_after_its_end(container: Container) -> None:
+    attached = await container.run(order("sleep 1"))
+    await attached.until(Started)
+    for _ in range(2):
+        container.write(protocol.lease(60 * SECOND_NS))
+        await attached.until(protocol.Extended)
+    await attached.outcome()
+    container.write(protocol.lease(60 * SECOND_NS))
+    await attached.until(protocol.Extended)
+
+
 async def test_nobody_who_comes_is_left_alone_when_the_lease_is_over(container: Container) -> None:
     await container.run(order("echo over"), limits(lease_ns=SECOND_NS // 2))
     async with asyncio.timeout(10):

@@ -177,3 +177,11 @@ async def test_refusals_are_waited_out_with_growing_pauses(watched: Watched, sta
     assert not watched.pods.up_to_date
     watched.proxy.fault = lambda request: None
     await watched.until(lambda: watched.known == {"first", "second"} and watched.pods.up_to_date)
+
+
+async def test_attachments_do_not_wait_for_one_another(watched: Watched) -> None:
+    connection = PodApi(watched.proxy.configuration, watched.namespace)
+    pool = connection._streams.rest_client.pool_manager  # pyright: ignore[reportPrivateUsage]
+    assert pool.connector is not None
+    assert pool.connector.limit == 0, "as many as there are programs"
+    await connection.close()

@@ -122,7 +122,7 @@ def is_over(execution: Execution | None, key: PodKey) -> bool:
 
 
 class Reaper:
-    """Looks after the executions for which `concerns` holds, and their pods."""
+    """Looks after the executions for which `concerns` holds at that time, and their pods."""
 
     def __init__(
         self,
@@ -162,6 +162,7 @@ class Reaper:
             return
         now_s = self._clock.monotonic_s()
         self._take_notice([pod for pod in pods if self._concerns(pod.key.execution_id)], now_s)
+        self._without = {key: each for key, each in self._without.items() if self._concerns(key.execution_id)}
         if now_s >= self._list_at_s:
             self._list_at_s = now_s + LIST_S
             await self._list(now_s)

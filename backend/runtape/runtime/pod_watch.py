@@ -1,7 +1,6 @@
 """The pod_monitor over a cluster's pods: watches all of them, and looks after its share."""
 
 import asyncio
-from collections.abc import Callable
 from typing import Final
 
 from kubernetes_asyncio import client
@@ -38,34 +37,26 @@ class PodWatch:
         self._leases = Leases(configuration, namespace)
         self._partitions = Partitions(self._leases, GROUP, PARTITIONS, me)
         self._pods = ClusterPods(configuration, namespace, self._is_ours)
-        self._executions = executions
-        self._tape = tape
-        self._monitor = monitor
-        self._clock = clock
+        self._reaper = Reaper(
+            pods=self._pods, executions=executions, tape=tape, monitor=monitor, clock=clock, concerns=self._is_ours
+        )
 
     async def run(self) -> None:
         """Watch the pods, and reap those of the partitions that are held; runs until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._pods.run())
-            group.create_task(self._partitions.run(self._reap))
+            group.create_task(self._partitions.run(_hold))
+            group.create_task(self._reaper.run())
 
     async def close(self) -> None:
         """Close the connections."""
         await self._pods.close()
         await self._leases.close()
 
-    async def _reap(self, partition: int) -> None:
-        await self._reaper(lambda execution_id: partition_of(execution_id, PARTITIONS) == partition).run()
-
-    def _reaper(self, concerns: Callable[[ExecutionId], bool]) -> Reaper:
-        return Reaper(
-            pods=self._pods,
-            executions=self._executions,
-            tape=self._tape,
-            monitor=self._monitor,
-            clock=self._clock,
-            concerns=concerns,
-        )
-
     def _is_ours(self, execution_id: ExecutionId) -> bool:
         return partition_of(execution_id, PARTITIONS) in self._partitions.held
+
+
+async def _hold(partition: int) -> None:
+    """Be the work of a partition: one reaper looks after all that are held, as it reads documents for all of them."""
+    await asyncio.Event().wait()

@@ -129,9 +129,8 @@ class Attempt:
                 log.warning("pod.attachment_lost", pod=name, error=f"no answer within {ANSWER_S:g} s")
             except (Transient, protocol.ProtocolError) as error:
                 log.info("pod.attachment_lost", pod=name, error=str(error))
-            if self._loop.time() > (
-                self._told_due_s + LEASE_GRACE.total_seconds() if self._handed_over else handed_over_by_s
-            ):
+            dead_by_s = self._told_due_s + LEASE_GRACE.total_seconds()
+            if self._loop.time() > (dead_by_s if self._handed_over else handed_over_by_s):
                 await self._lose(api, name)
             pause_s = _PAUSE_S if len(self._records) > heard else min(2 * pause_s, _LONGEST_PAUSE_S)
             with contextlib.suppress(TimeoutError):
