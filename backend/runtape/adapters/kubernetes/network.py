@@ -166,7 +166,7 @@ class _Stage:
 
     def told(self) -> str:
         """Return what is known of the pods that were made."""
-        states = {role: self._status(role) for role in self._roles}
+        states = {role: self._pod(role)["status"] for role in self._roles}
         return "; ".join(
             f"{role}: {unschedulable(status) or status.get('phase') or 'not seen'}" for role, status in states.items()
         )
@@ -183,9 +183,10 @@ class _Stage:
     async def address(self, role: str) -> str:
         """Return the address of a pod that runs, once it does.  Raises: _Unusable, when it has ended."""
 
-        def found(status: Mapping[str, Any]) -> str | None:
-            if failed := unreported(status):
+        def found(pod: Mapping[str, Any]) -> str | None:
+            if failed := unreported(pod):
                 raise _Unusable(f"{role}: {failed.message}")
+            status = pod["status"]
             return status.get("podIP") if status.get("phase") == "Running" else None
 
         return await self._once(role, found)
@@ -193,25 +194,25 @@ class _Stage:
     async def reached(self, role: str) -> int:
         """Return whom a pod has reached, as bits, once it has ended.  Raises: _Unusable, when that is not known."""
 
-        def found(status: Mapping[str, Any]) -> int | None:
-            states = [each["state"] for each in status.get("containerStatuses") or ()]
+        def found(pod: Mapping[str, Any]) -> int | None:
+            states = [each["state"] for each in pod["status"].get("containerStatuses") or ()]
             code = states[0].get("terminated", {}).get("exitCode", 0) if states else 0
             if code & ~3 == _REACHED:
                 return code & 3
-            if failed := unreported(status):
+            if failed := unreported(pod):
                 raise _Unusable(f"{role}: {failed.message}")
             return None
 
         return await self._once(role, found)
 
     async def _once(self, role: str, found: Callable[[Mapping[str, Any]], Any]) -> Any:
-        """Return what `found` makes of a pod's status as soon as it is not None."""
-        while (answer := found(self._status(role))) is None:
+        """Return what `found` makes of a pod as soon as it is not None."""
+        while (answer := found(self._pod(role))) is None:
             await self._changed.wait()
         return answer
 
-    def _status(self, role: str) -> Mapping[str, Any]:
-        return (self._pods[self._name(role)] or {}).get("status", {})
+    def _pod(self, role: str) -> Mapping[str, Any]:
+        return self._pods[self._name(role)] or {"metadata": {}, "status": {}}
 
     def _name(self, role: str) -> str:
         return f"probe-{self._run}-{role}"
