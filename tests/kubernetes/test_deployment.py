@@ -12,6 +12,7 @@ from certs import objects
 from certs.objects import MANIFESTS, PROGRAMS, SERVICE, Refused
 from runtape.adapters.kubernetes import manifests, network
 from runtape.adapters.kubernetes.api import PodApi
+from runtape.adapters.kubernetes.leases import Leases, Partitions
 from runtape.adapters.kubernetes.manifests import PodSettings
 from runtape.adapters.kubernetes.network import Verdict
 from runtape.adapters.kubernetes.runtime import Image, KubernetesPods
@@ -214,6 +215,26 @@ async def test_the_workers_account_finds_out_whether_policies_are_enforced(
     finally:
         await api.close()
     assert found.verdict is Verdict.NOT_ENFORCED, found.reason
+
+
+async def test_the_monitors_account_takes_a_partition_and_gives_it_up(admin: client.ApiClient) -> None:
+    leases = Leases(await as_account(admin, "pod-monitor"), PROGRAMS)
+    taken = asyncio.Event()
+
+    async def work(_: int) -> None:
+        taken.set()
+        await asyncio.Event().wait()
+
+    working = asyncio.ensure_future(Partitions(leases, "proof", 1, "me").run(work))
+    try:
+        async with asyncio.timeout(60):
+            await taken.wait()
+    finally:
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
+    (partition,) = [each for each in await leases.list("proof") if each["metadata"]["name"] == "proof-0"]
+    await leases.close()
+    assert not partition["spec"].get("holderIdentity")
 
 
 async def test_no_pod_of_a_program_takes_a_priority_above_that_of_programs(admin: client.ApiClient) -> None:

@@ -166,9 +166,9 @@ class _Stage:
 
     def told(self) -> str:
         """Return what is known of the pods that were made."""
-        states = {role: self._pod(role)["status"] for role in self._roles}
+        seen = {role: (self._pods[self._name(role)] or {}).get("status", {}) for role in self._roles}
         return "; ".join(
-            f"{role}: {unschedulable(status) or status.get('phase') or 'not seen'}" for role, status in states.items()
+            f"{role}: {unschedulable(status) or status.get('phase') or 'not seen'}" for role, status in seen.items()
         )
 
     async def make(self, role: str, arguments: list[str]) -> None:
@@ -207,12 +207,11 @@ class _Stage:
 
     async def _once(self, role: str, found: Callable[[Mapping[str, Any]], Any]) -> Any:
         """Return what `found` makes of a pod as soon as it is not None."""
-        while (answer := found(self._pod(role))) is None:
+        while True:
+            pod = self._pods[self._name(role)]
+            if pod is not None and (answer := found(pod)) is not None:
+                return answer
             await self._changed.wait()
-        return answer
-
-    def _pod(self, role: str) -> Mapping[str, Any]:
-        return self._pods[self._name(role)] or {"metadata": {}, "status": {}}
 
     def _name(self, role: str) -> str:
         return f"probe-{self._run}-{role}"
