@@ -105,6 +105,8 @@ def _bootstrap(given: argparse.Namespace) -> int:
         raise Wrong(
             f"a token lasts {SHORTEST_S} s at least, and is renewed before its end and not sooner than it begins"
         )
+    if not given.kubeconfig.is_file():
+        raise Wrong(f"there is no file {given.kubeconfig}")
     return asyncio.run(_booted(given, before))
 
 

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+import yaml
 from kubernetes_asyncio import client, config
 from kubernetes_asyncio.config import ConfigException
 
@@ -114,8 +115,10 @@ async def administrator(kubeconfig: Path) -> client.Configuration:
     found = client.Configuration()
     try:
         await config.load_kube_config(str(kubeconfig), client_configuration=found, persist_config=False)
+    except yaml.YAMLError as error:
+        raise Wrong(f"{kubeconfig} is no YAML") from error
     except (ConfigException, OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
-        raise Wrong(f"{kubeconfig} says of no cluster how to reach it: {error or 'there is no such file'}") from error
+        raise Wrong(f"{kubeconfig} says of no cluster how to reach it: {error}") from error
     if not found.verify_ssl or not (found.host or "").startswith("https://"):
         raise Wrong(f"{kubeconfig} does not verify whom it reaches, and tokens would be shown to anybody")
     return found

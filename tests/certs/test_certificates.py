@@ -267,7 +267,9 @@ def test_the_command_says_what_it_did_and_shows_no_key(tmp_path: Path) -> None:
     [
         (["make", "--api", "a b"], "'a b' is neither an address nor the name of a host"),
         (["make", "--api", "a", "--days", "10"], "cannot be renewed"),
-        (["bootstrap", "--kubeconfig", "/nowhere"], "/nowhere says of no cluster how to reach it"),
+        (["bootstrap", "--kubeconfig", "/nowhere"], "there is no file /nowhere"),
+        (["bootstrap", "--kubeconfig", str(PROJECT / "pyproject.toml")], "pyproject.toml is no YAML"),
+        (["bootstrap", "--kubeconfig", str(PROJECT / "docker-compose.yml")], "says of no cluster how to reach it"),
         (["bootstrap", "--kubeconfig", "/nowhere", "--lasting", "60"], "a token lasts 600 s at least"),
     ],
 )

@@ -331,6 +331,15 @@ class RuntimeAnswer(Answer):
     packages: bool = Field(examples=[True], description="whether a run may have `requirements`")
 
 
+class RoomAnswer(Answer):
+    """What a cluster lets a program have at most, and how many fit; null where nothing is known to bound it."""
+
+    cpu: float | None = None
+    memory_mb: int | None = None
+    disk_mb: int | None = None
+    programs: int | None = None
+
+
 class LimitsOverview(Answer):
     """The limits of this installation and what it can run."""
 
@@ -353,6 +362,7 @@ class LimitsOverview(Answer):
             "body_bytes": 10485760,
             "files": 100,
             "supported_runtimes": {"python": {"versions": ["3.13", "3.11"], "file_name": "main.py", "packages": True}},
+            "cluster": {"cpu": 2.0, "memory_mb": 4096, "disk_mb": 1024, "programs": 50},
         }
     )
 
@@ -362,6 +372,7 @@ class LimitsOverview(Answer):
     body_bytes: int
     files: int
     supported_runtimes: dict[str, RuntimeAnswer]
+    cluster: RoomAnswer | None = None
 
 
 class Health(Answer):

@@ -59,10 +59,19 @@ def _pods(settings: Settings, role: Role) -> Provider:
     return LocalSandboxProvider()
 
 
+def _rooms(settings: Settings) -> Provider:
+    """Return what tells an API how much room there is for programs."""
+    if settings.worker.pods == "kubernetes":
+        from runtape.runtime.providers.kubernetes import KubernetesRoomProvider
+
+        return KubernetesRoomProvider()
+    return NoPodsProvider()
+
+
 def serve(settings: Settings, host: str, port: int) -> int:
     """Serve the API on `host` and `port` until a signal, and return the exit code."""
     configure_logging(settings.log_level)
-    service = ClusterService(settings, None, NoPodsProvider())
+    service = ClusterService(settings, None, _rooms(settings))
     return _run(host, port, lambda: _serve(settings, service, host, port))
 
 

@@ -3,11 +3,12 @@
 from dishka.integrations.fastapi import DishkaRoute, FromDishka
 from fastapi import APIRouter, Response
 
-from runtape.api.models import ExampleScripts, LimitsAnswer, LimitsOverview, RuntimeAnswer
+from runtape.api.models import ExampleScripts, LimitsAnswer, LimitsOverview, RoomAnswer, RuntimeAnswer
 from runtape.application.runtimes import RuntimeCatalogue
 from runtape.application.submission import FILES, SCRIPT_BYTES
 from runtape.domain.limits import LimitPolicy
 from runtape.domain.source import PackagePolicy
+from runtape.ports.room import Rooms
 
 router = APIRouter(route_class=DishkaRoute, tags=["catalog"])
 
@@ -27,9 +28,14 @@ async def limits(
     policy: FromDishka[LimitPolicy],
     packages: FromDishka[PackagePolicy],
     catalogue: FromDishka[RuntimeCatalogue],
+    rooms: FromDishka[Rooms],
 ) -> LimitsOverview:
-    """Give the default and greatest limits of a run, and the runtimes, of the active profile."""
-    response.headers["cache-control"] = "public, max-age=300"
+    """Give the default and greatest limits of a run, and the runtimes, of the active profile.
+
+    Where programs run in pods, `cluster` tells what the cluster lets one have at most.
+    """
+    room = await rooms.room()
+    response.headers["cache-control"] = f"public, max-age={300 if room is None else 30}"
     return LimitsOverview(
         default=LimitsAnswer.model_validate(policy.default),
         maximum=LimitsAnswer.model_validate(policy.maximum),
@@ -44,4 +50,5 @@ async def limits(
             )
             for lang, runtimes in catalogue.all().items()
         },
+        cluster=None if room is None else RoomAnswer.model_validate(room),
     )

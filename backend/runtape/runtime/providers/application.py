@@ -39,6 +39,7 @@ from runtape.ports.live import LiveFeed
 from runtape.ports.log import EventLog
 from runtape.ports.pod_runtime import PodRuntime
 from runtape.ports.replay import ReplaySessionStore
+from runtape.ports.room import NoRooms, Rooms
 from runtape.ports.stores import BlobStore, ExecutionStore, SagaStore, TapeStore, UnitOfWork
 from runtape.ports.tracing import StepSpans
 from runtape.runtime.settings import Settings
@@ -102,6 +103,10 @@ class ApplicationProvider(Provider):
     @provide
     def limits(self, settings: Settings) -> LimitPolicy:
         return settings.limit_policy
+
+    @provide
+    def rooms(self) -> Rooms:
+        return NoRooms()
 
     @provide
     def packages(self, settings: Settings) -> PackagePolicy:

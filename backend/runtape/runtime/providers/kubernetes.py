@@ -2,11 +2,13 @@
 
 from collections.abc import AsyncIterator
 
+import structlog
 from dishka import Provider, Scope, provide
 
 from runtape.adapters.kubernetes.connection import configuration
 from runtape.adapters.kubernetes.manifests import PodSettings
 from runtape.adapters.kubernetes.pools import PoolSize, WarmSettings
+from runtape.adapters.kubernetes.room import ClusterRooms
 from runtape.adapters.kubernetes.runtime import Image, KubernetesPods
 from runtape.adapters.mongo.announced import NoPods
 from runtape.adapters.sandbox import runtimes
@@ -15,12 +17,15 @@ from runtape.domain.limits import Limits
 from runtape.ports.clock import Clock
 from runtape.ports.errors import Permanent
 from runtape.ports.pod_runtime import PodRuntime
+from runtape.ports.room import NoRooms, Rooms
 from runtape.ports.stores import ExecutionStore, TapeStore
-from runtape.runtime.cluster import PodTasks
+from runtape.runtime.cluster import NoPodsProvider, PodTasks
 from runtape.runtime.pod_watch import PodWatch
 from runtape.runtime.pods import KubernetesSettings
 from runtape.runtime.providers.application import ProcessIdentity
 from runtape.runtime.settings import Settings
+
+log = structlog.get_logger(__name__)
 
 
 class KubernetesProvider(Provider):
@@ -70,6 +75,22 @@ class KubernetesMonitorProvider(Provider):
             yield PodTasks({"pods": watch.run})
         finally:
             await watch.close()
+
+
+class KubernetesRoomProvider(NoPodsProvider):
+    """What pods may have at most, for a process that makes none."""
+
+    @provide
+    async def rooms(self, settings: Settings) -> AsyncIterator[Rooms]:
+        try:
+            found = await configuration(settings.kubernetes.kubeconfig)
+        except Permanent as error:
+            log.warning("room.unknown", error=str(error))  # the API serves without it
+            yield NoRooms()
+            return
+        rooms = ClusterRooms(found, _pod_settings(settings.kubernetes), settings.limit_policy.default)
+        yield rooms
+        await rooms.close()
 
 
 def images(settings: KubernetesSettings) -> list[Image]:
