@@ -135,6 +135,8 @@ class Attempt:
             pause_s = _PAUSE_S if len(self._records) > heard else min(2 * pause_s, _LONGEST_PAUSE_S)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.over.wait(), pause_s)
+        if taken is not None:  # the end was there first
+            await taken.aclose()
 
     async def _lose(self, api: PodApi, name: str) -> None:
         """End an attempt whose runner is out of reach, unless the API says how it ended, or says nothing."""
