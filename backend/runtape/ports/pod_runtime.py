@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from runtape.domain.artifact import LeftOut
 from runtape.domain.ids import ExecutionId
@@ -159,4 +159,16 @@ class PodRuntime(Protocol):
 
     async def close(self) -> None:
         """Kill every program, wait until each is gone and free all resources.  Idempotent."""
+        ...
+
+
+@runtime_checkable
+class PodKeeper(Protocol):
+    """A runtime with pods that wait for programs, which somebody has to make."""
+
+    async def keep(self) -> None:
+        """Keep as many pods waiting as there are to be; runs until cancelled.
+
+        One process of those that share the pods is enough, and two at once for a moment do no harm.
+        """
         ...

@@ -41,7 +41,7 @@ from runtape.application.sweeping import Sweeper
 from runtape.ports.errors import Permanent, Transient
 from runtape.ports.live import LiveFeed
 from runtape.ports.log import EventLog
-from runtape.ports.pod_runtime import PodRuntime
+from runtape.ports.pod_runtime import PodKeeper, PodRuntime
 from runtape.runtime import roles
 from runtape.runtime.consumer import Consumer
 from runtape.runtime.dispatcher import Dispatcher
@@ -172,12 +172,16 @@ class ClusterService:
         match self._role:
             case Role.K8S_WORKER:
                 worker, monitor, announced = await get(Worker), await get(PodMonitor), await get(AnnouncedRuntimes)
-                return {
+                runs: dict[str, Run] = {
                     "watch": monitor.watch,
                     "leases": worker.extend_leases,
                     "tidy": worker.tidy,
                     "announce": lambda: _keep_announcing(announced, me, pods),
                 }
+                if isinstance(pods, PodKeeper):
+                    leading = Leading(await get(Redis), "warm-pods", me)
+                    runs["warm-pods"] = lambda: leading.run(pods.keep)
+                return runs
             case Role.POD_MONITOR:
                 return {"sweep": (await get(Sweeper)).run, **(await get(PodTasks))}
             case Role.SAGA_ORCHESTRATOR:

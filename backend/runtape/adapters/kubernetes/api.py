@@ -16,8 +16,11 @@ import msgspec
 from kubernetes_asyncio import client
 from kubernetes_asyncio.stream import WsApiClient
 
+from runtape import __version__
 from runtape.ports.errors import Permanent, Transient, Unavailable
 
+USER_AGENT: Final = f"runtape/{__version__}"
+"""Whom the audit log of the cluster names."""
 TIMEOUT_S: Final = 10.0
 CLOSE_S: Final = 1.0
 WATCH_S: Final = 300
@@ -87,10 +90,12 @@ class PodApi:
     def __init__(self, configuration: client.Configuration, namespace: str) -> None:
         self.namespace = namespace
         self._client = client.ApiClient(configuration)
+        self._client.user_agent = USER_AGENT
         # Each attachment lasts as long as its program, and one that had to wait for another would wait for its end.
         unlimited = copy.copy(configuration)
         unlimited.connection_pool_maxsize = 0
         self._streams = WsApiClient(unlimited)
+        self._streams.user_agent = USER_AGENT
         self._left: set[Any] = set()
         """Sockets of connections that were left open-ended; TLS takes leave of the other side a little later."""
         # Typed as what they return when answers are made into models, which they are not here.

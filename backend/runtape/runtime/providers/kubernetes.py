@@ -36,7 +36,13 @@ class KubernetesProvider(Provider):
     @provide
     async def pods(self, settings: Settings, process: ProcessIdentity) -> AsyncIterator[PodRuntime]:
         given = settings.kubernetes
-        pods = KubernetesPods(await configuration(given.kubeconfig), _pod_settings(given), images(given), process.owner)
+        pods = KubernetesPods(
+            await configuration(given.kubeconfig),
+            _pod_settings(given),
+            images(given),
+            process.owner,
+            _warm_settings(given, settings.limits.limits()),
+        )
         try:
             await pods.open()
             yield pods
