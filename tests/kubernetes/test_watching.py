@@ -59,6 +59,13 @@ class Watched:
     async def until_watching(self) -> None:
         await self.until(lambda: bool(self.proxy.watches) and self.pods.up_to_date)
 
+    async def watch_anew(self) -> None:
+        """Have another watch take the place of the one that there is."""
+        old = self.proxy.watches[0]
+        old.cut()
+        await self.until(lambda: bool(self.proxy.watches) and old not in self.proxy.watches)
+        await self.until_watching()
+
 
 @pytest.fixture
 async def watched(
@@ -115,8 +122,7 @@ async def test_what_happened_while_a_watch_was_cut_is_found(watched: Watched) ->
 
 async def test_a_watch_that_says_nothing_at_all_is_given_up(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api_module, "SILENCE_S", 1.0)
-    watched.proxy.watches[0].cut()  # the next one has that patience
-    await watched.until_watching()
+    await watched.watch_anew()  # with that patience
     watched.proxy.watches[0].silent = True
     await watched.make("second")
     await watched.until(lambda: watched.known == {"first", "second"}, within_s=15)
@@ -126,8 +132,7 @@ async def test_all_is_listed_again_from_time_to_time_although_the_watch_lives(
     watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watching, "RELIST_S", 1.0)
-    watched.proxy.watches[0].cut()
-    await watched.until_watching()
+    await watched.watch_anew()
     watched.proxy.watches[0].silent = True
     await watched.make("second")
     await watched.until(lambda: watched.known == {"first", "second"}, within_s=15)
