@@ -176,9 +176,8 @@ def test_there_is_room_for_what_is_admitted() -> None:
 
 def test_programs_give_way_to_the_service_and_end_nobody() -> None:
     value = {each["metadata"]["name"]: each["value"] for each in objects.of_kinds(EXAMPLE, ["PriorityClass"])}
-    assert value["runtape-warm"] < value["runtape-program"] < value["runtape-service"]
-    for name in ("runtape-warm", "runtape-program"):
-        assert one("PriorityClass", name)["preemptionPolicy"] == "Never"
+    assert value["runtape-program"] < value["runtape-service"]
+    assert one("PriorityClass", "runtape-program")["preemptionPolicy"] == "Never"
     assert {pod["priorityClassName"] for _, pod in templates()} <= value.keys()
 
 

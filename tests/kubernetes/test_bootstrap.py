@@ -24,7 +24,7 @@ from certs.bootstrap import ACCOUNTS, Cluster, Token
 from certs.objects import Refused
 from runtape.adapters.kubernetes.api import PodApi
 from runtape.adapters.kubernetes.connection import configuration
-from runtape.ports.errors import Permanent
+from runtape.ports.errors import InfrastructureError, Permanent
 from tests.deploy.composition import PROJECT
 from tests.kubernetes.pods import eventually
 from tests.rig.kubernetes.cluster import Kubernetes
@@ -94,7 +94,7 @@ async def test_calls_go_on_when_a_token_that_has_ended_is_renewed(
     path = tmp_path / "k8s-worker/token"
     await pods.list("")
     path.write_text(ended(path.read_text(), kubernetes.folder / "credentials/tokens-key.pem"))
-    with pytest.raises(Permanent, match="401"):
+    with pytest.raises(InfrastructureError, match="401"):
         await pods.list("")
     token = await cluster.give("k8s-worker", tmp_path, **TIMES)
     assert token.state == "renewed" and token.until.timestamp() > time.time() + 500
@@ -126,7 +126,7 @@ async def test_tokens_are_kept_fresh_and_calls_go_on_while_the_api_is_gone_for_a
 async def answers(pods: PodApi) -> bool:
     try:
         await pods.list("")
-    except Permanent as error:  # rights are known a moment after an API server has begun
+    except InfrastructureError as error:  # rights are known a moment after an API server has begun
         return "403" not in str(error)
     return True
 

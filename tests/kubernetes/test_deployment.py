@@ -183,15 +183,14 @@ async def test_an_account_is_refused_what_is_not_its_work(accounts: dict[str, cl
     assert [call for call, status in own.items() if status in (401, 403)] == []
 
 
-@pytest.mark.parametrize("priority", ["runtape-program", "runtape-warm"])
 async def test_the_workers_account_runs_a_program_within_quota_limits_and_policy(
-    admin: client.ApiClient, kubernetes: Kubernetes, priority: str
+    admin: client.ApiClient, kubernetes: Kubernetes
 ) -> None:
     kubernetes.containerd.take(image.archive(image.BASH))
     bash = Image(image.BASH.reference, in_image("bash", "5.2", "/usr/bin/bash"))
-    settings = PodSettings(namespace=PROGRAMS, pull_policy="Never", cpu="250m", priority_class=priority)
+    settings = PodSettings(namespace=PROGRAMS, pull_policy="Never", cpu="250m", priority_class="runtape-program")
     source = Source(script="echo hello", stdin=b"")
-    spec = PodSpec(execution_id=ExecutionId(priority), lang="bash", lang_version="5.2", source=source, limits=Limits())
+    spec = PodSpec(execution_id=ExecutionId("e1"), lang="bash", lang_version="5.2", source=source, limits=Limits())
     key = PodKey(spec.execution_id, 1)
     async with (
         asyncio.timeout(60),

@@ -126,10 +126,10 @@ class TestOnACluster:
 
         monkeypatch.setattr(pods, "create", create)
         await network.look(pods, settings(), image.BASH.reference)
-        program = manifests.pod("none", settings(), image.BASH.reference, MINIMUM, {}, "")
         assert [pod["metadata"]["labels"][network.PROBE] for pod in made].count("program") == 2
         for pod in made:
-            spec, wanted = pod["spec"], program["spec"]
+            name = pod["metadata"]["name"]
+            spec, wanted = pod["spec"], manifests.pod(name, settings(), image.BASH.reference, MINIMUM, {}, "")["spec"]
             assert spec["securityContext"] == wanted["securityContext"]
             assert spec["automountServiceAccountToken"] is False
             (container,), (like,) = spec["containers"], wanted["containers"]
