@@ -1,10 +1,14 @@
 """Pods of a Kubernetes cluster."""
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import structlog
 from dishka import Provider, Scope, provide
+from kubernetes_asyncio.client import Configuration
 
+from runtape.adapters.kubernetes import network
+from runtape.adapters.kubernetes.api import PodApi
 from runtape.adapters.kubernetes.connection import configuration
 from runtape.adapters.kubernetes.manifests import PodSettings
 from runtape.adapters.kubernetes.pools import PoolSize, WarmSettings
@@ -36,18 +40,31 @@ class KubernetesProvider(Provider):
     @provide
     async def pods(self, settings: Settings, process: ProcessIdentity) -> AsyncIterator[PodRuntime]:
         given = settings.kubernetes
-        pods = KubernetesPods(
-            await configuration(given.kubeconfig),
-            _pod_settings(given),
-            images(given),
-            process.owner,
-            _warm_settings(given, settings.limits.limits()),
-        )
+        reached, of_pods, found = await configuration(given.kubeconfig), _pod_settings(given), images(given)
+        warm = _warm_settings(given, settings.limits.limits())
+        looking = asyncio.ensure_future(_look_at_network(reached, of_pods, found[0].reference, given))
+        pods = KubernetesPods(reached, of_pods, found, process.owner, warm)
         try:
+            if given.require_network_policy:
+                await looking
             await pods.open()
             yield pods
         finally:
+            looking.cancel()
+            await asyncio.gather(looking, return_exceptions=True)
             await pods.close()
+
+
+async def _look_at_network(
+    reached: Configuration, settings: PodSettings, image: str, given: KubernetesSettings
+) -> None:
+    """Find out whether policies are enforced, and tell the log.  Raises: SandboxUnavailable, when they have to be."""
+    api = PodApi(reached, given.namespace)
+    try:
+        finding = await network.look(api, settings, image)
+    finally:
+        await api.close()
+    network.settle(finding, required=given.require_network_policy)
 
 
 class KubernetesMonitorProvider(Provider):
