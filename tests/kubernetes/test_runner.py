@@ -225,6 +225,8 @@ async def test_a_timeline_has_points_while_the_program_runs(container: Container
         "echo '{\"version\":1}' >/report; chmod 0 /report",
         "for n in 3 4 5 6 7 8 9; do (echo forged >&$n) 2>/dev/null && echo $n is open; done",
         "prlimit --pid 1 --nofile=1:1 && echo limited it",
+        "renice -n 19 -p 1 && echo slowed it; renice -n 19 -u $(id -u) && echo slowed it",
+        "taskset -p 1 1 && echo moved it",
     ],
 )
 async def test_a_program_cannot_reach_its_runner(container: Container, attack: str) -> None:
@@ -235,6 +237,34 @@ async def test_a_program_cannot_reach_its_runner(container: Container, attack: s
     assert report.token == TOKEN.hex()
     assert os.waitstatus_to_exitcode(report.wait_status) == 7
     assert report.stopped_for == ""
+
+
+async def test_nobody_can_ask_for_the_end_in_the_name_of_kubernetes(container: Container) -> None:
+    queue = (
+        "import ctypes, struct\n"
+        "for code in range(-60, 0):\n"
+        "    told = ctypes.create_string_buffer(struct.pack('iiiiii', 15, 0, code, 0, 0, 0), 128)\n"
+        "    ctypes.CDLL(None).syscall(129 if struct.calcsize('P') == 8 else 0, 1, 15, told)\n"
+    )
+    script = "python3 queue.py; sleep 0.2; exit 7"
+    _, report = await (
+        await container.run(order(script, files=(("main.sh", script.encode()), ("queue.py", queue.encode()))))
+    ).outcome()
+    assert (report.stopped_for, os.waitstatus_to_exitcode(report.wait_status)) == ("", 7)
+
+
+async def test_kubernetes_asks_for_the_end(container: Container) -> None:
+    attached = await container.run(order("echo ready; sleep infinity"))
+    await attached.records(1)
+    os.kill(_first(container), signal.SIGTERM)
+    _, report = await attached.outcome()
+    assert report.stopped_for == "deleted"
+
+
+async def test_an_input_cannot_be_made_to_grow(container: Container) -> None:
+    script = "echo more >>/dev/stdin && echo grown; cat"
+    records, _ = await (await container.run(order(script, stdin=b"in\n"))).outcome()
+    assert printed(records)["stdout"] == b"in\n"
 
 
 async def test_a_report_that_the_program_has_written_is_overwritten(container: Container) -> None:

@@ -58,6 +58,15 @@ def test_foreign_and_x32_calls_kill(machine: str) -> None:
     [
         ("socket", (1, 1, 0), seccomp.ALLOW),
         ("socket", (10, 2, 17), seccomp.ALLOW),
+        ("setpriority", (0, 0, 19), seccomp.ALLOW),
+        ("setpriority", (0, 2, 19), seccomp.ALLOW),
+        ("setpriority", (0, 1, 19), EPERM),
+        ("setpriority", (0, 0x1_0000_0001, 19), EPERM),
+        ("setpriority", (1, 0, 19), EPERM),
+        ("setpriority", (2, 0, 19), EPERM),
+        ("sched_setaffinity", (0, 8, 0), seccomp.ALLOW),
+        ("sched_setaffinity", (7, 8, 0), seccomp.ALLOW),
+        ("sched_setaffinity", (1, 8, 0), EPERM),
         ("socket", (2, 1 | 0o2000000 | 0o4000, 6), seccomp.ALLOW),  # close-on-exec, not blocking
         ("socket", (16, 1, 0), EPERM),
         ("socket", (2 | 7 << 32, 1, 0), seccomp.ALLOW),  # the kernel takes an int

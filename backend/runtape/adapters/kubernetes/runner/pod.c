@@ -264,6 +264,7 @@ static void begin_program(const int *stdout_ends, const int *stderr_ends, int te
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
     setsid();
+    prctl(PR_SET_DUMPABLE, 1); /* it may not write to its own /proc otherwise; nobody is there who could look */
     go_first();
     if (install_filter() < 0) {
         tell_failure_by_pipe(tell, "the filter of system calls");
@@ -371,7 +372,7 @@ static void begin_waiting(void) {
     close_if(&pod.order);
     close_if(&pod.input);
     pod.order = memfd_create("order", MFD_CLOEXEC);
-    pod.input = memfd_create("input", MFD_CLOEXEC);
+    pod.input = memfd_create("input", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (pod.order < 0 || pod.input < 0) give_up("memfd");
 }
 
@@ -411,6 +412,7 @@ static void on_run(const struct run *run) {
     if (pod.state != WAITING || !holds(pod.order, run->order_bytes) || !holds(pod.input, run->input_bytes)) return;
     pod.wanted = *run;
     pod.lease_due = after(run->lease_ns);
+    if (fcntl(pod.input, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE) < 0) give_up("the input");
     start();
 }
 
@@ -489,11 +491,12 @@ static int wait_ms(void) {
     return ms < INT_MAX ? (int)ms : INT_MAX;
 }
 
-/* SIGTERM is Kubernetes' word, who is in no namespace of ours; the program's own would have a sender. */
+/* SIGTERM is Kubernetes' word, who is in no namespace of ours.  The program's own would have a sender, unless it was
+   queued with a sender that the program made up: the kernel lets nobody say SI_USER of such a one. */
 static void on_signal(int fd) {
     struct signalfd_siginfo told;
     while (read(fd, &told, sizeof told) == sizeof told) {
-        if (told.ssi_signo != SIGTERM || told.ssi_pid != 0) continue;
+        if (told.ssi_signo != SIGTERM || told.ssi_pid != 0 || told.ssi_code != SI_USER) continue;
         if (pod.state == WAITING) _exit(0);
         stop("deleted");
     }

@@ -79,6 +79,7 @@ _TELLING_OR_BINDING_FCNTLS: Final = (
     1026,  # F_NOTIFY: tell what others, also outside, do with the files that all boxes share
     1031,  # F_SETPIPE_SZ: takes from the pipe buffers that one user has for all boxes
 )
+_PRIO_PROCESS: Final = 0
 _FIFO, _FILE_TYPE = 0o010000, 0o170000
 
 GUARDS: Final[dict[str, tuple[Guard, ...] | int]] = {
@@ -96,6 +97,9 @@ GUARDS: Final[dict[str, tuple[Guard, ...] | int]] = {
     "ioctl": (Guard(1, _TERMINAL_AND_PIPE_IOCTLS),),
     # On another process it could starve our pid 1 of memory or descriptors and so pass off a failure as ours.
     "prlimit64": (Guard(0, (0,)),),
+    # Who watches over a program in its own pid namespace is pid 1, of the same user: it must get a processor in time.
+    "setpriority": (Guard(0, (_PRIO_PROCESS,)), Guard(1, (1,), refused=True)),
+    "sched_setaffinity": (Guard(0, (1,), refused=True),),
     "mknod": (Guard(1, (_FIFO,), _FILE_TYPE),),
     "mknodat": (Guard(2, (_FIFO,), _FILE_TYPE),),
 }

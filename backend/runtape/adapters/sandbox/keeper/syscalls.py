@@ -38,8 +38,8 @@ fork:57: vfork:58: execve:59:221 execveat:322:281 wait4:61:260 waitid:247:95 exi
 getpid:39:172 getppid:110:173 gettid:186:178 getpgrp:111: getpgid:121:155 setpgid:109:154 getsid:124:156
 setsid:112:157 set_tid_address:218:96 set_robust_list:273:99 get_robust_list:274:100 futex:202:98
 futex_waitv:449:449 rseq:334:293 arch_prctl:158: getcpu:309:168 sched_yield:24:124 sched_getaffinity:204:123
-sched_setaffinity:203:122 sched_getparam:143:121 sched_getscheduler:145:120 sched_get_priority_max:146:125
-sched_get_priority_min:147:126 sched_rr_get_interval:148:127 getpriority:140:141 setpriority:141:140
+sched_getparam:143:121 sched_getscheduler:145:120 sched_get_priority_max:146:125
+sched_get_priority_min:147:126 sched_rr_get_interval:148:127 getpriority:140:141
 getrlimit:97:163 setrlimit:160:164 getrusage:98:165 pidfd_open:434:434 restart_syscall:219:128
 # signals
 kill:62:129 tkill:200:130 tgkill:234:131 pidfd_send_signal:424:424 rt_sigaction:13:134 rt_sigprocmask:14:135
@@ -60,7 +60,7 @@ sendmmsg:307:269 recvmmsg:299:243
 
 _GUARDED: Final = """\
 socket:41:198 socketpair:53:199 fcntl:72:25 clone:56:220 clone3:435:435 prctl:157:167 ioctl:16:29
-prlimit64:302:261 mknod:133: mknodat:259:33
+prlimit64:302:261 mknod:133: mknodat:259:33 setpriority:141:140 sched_setaffinity:203:122
 """
 
 _OF_NO_MONITOR: Final = """\
