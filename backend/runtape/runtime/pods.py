@@ -11,6 +11,10 @@ from runtape.runtime.parts import Section
 
 _NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _CPU = re.compile(r"\d+m|\d+(\.\d{1,3})?")
+_REFERENCE = re.compile(  # distribution/reference: a registry, a path, and a tag or a digest
+    r"([a-zA-Z0-9][a-zA-Z0-9.-]*(:\d+)?/)?[a-z0-9]+([._/-]+[a-z0-9]+)*(:[a-zA-Z0-9_][\w.-]{0,127})?(@sha256:[0-9a-f]{64})?",
+    re.ASCII,
+)
 _RUNTIME = re.compile(r"[a-z+]+:\d+(\.\d+)*", re.ASCII)
 
 
@@ -79,3 +83,7 @@ class KubernetesSettings(Section):
         for pool in (self.warm, *self.warm.sizes.values()):
             if pool.least > pool.most:
                 yield f"kubernetes.warm: at least {pool.least} pods are to wait, and at most {pool.most}"
+        references = [image.reference for image in self.images.values()] or [f"{self.image_prefix}python:3.13"]
+        for reference in references:
+            if not _REFERENCE.fullmatch(reference):
+                yield f"kubernetes.images: {reference!a} is no reference of an image: it looks like runtape/python:3.13"
