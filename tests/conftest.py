@@ -29,6 +29,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 OTHER = "other"
 CLUSTER = "tests/cluster/"
 KUBERNETES = "tests/kubernetes/"
+PODS_OF_PROVE = "tests/prove/test_pods.py"
 LONGEST = (
     "test_unprivileged",
     "test_crash_points",
@@ -299,7 +300,7 @@ def shared_cluster(nodeid: str) -> str | None:
     """Return whose tests share the cluster that a test runs over: the product's, or Kubernetes; None: it has none."""
     if nodeid.startswith(CLUSTER) or "[cluster" in nodeid:
         return CLUSTER
-    return KUBERNETES if nodeid.startswith(KUBERNETES) or "[pods" in nodeid else None
+    return KUBERNETES if nodeid.startswith((KUBERNETES, PODS_OF_PROVE)) or "[pods" in nodeid else None
 
 
 @pytest.hookimpl(tryfirst=True)

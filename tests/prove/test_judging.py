@@ -8,13 +8,14 @@ import pytest
 
 from runtape.domain.limits import Limits
 from runtape.domain.outcome import OutcomeKind, Usage
-from runtape.prove import battery, cases, main, runs, traces
+from runtape.prove import battery, cases, main, places, runs, traces
 from runtape.prove.case import ENDS_BY_ITSELF, Case, Ends, Inside, Layer
 from runtape.prove.errors import ProveError
 from runtape.prove.ran import Ran
 from runtape.prove.runs import Program
 from runtape.prove.table import row, summary
-from runtape.prove.traces import Traces
+from runtape.prove.target import Target
+from runtape.prove.traces import LocalTraces
 from runtape.prove.verdict import CaseResult, Flaw, Part, Report, Verdict
 from runtape.runtime.settings import Settings
 
@@ -34,7 +35,7 @@ GOOD = Case(
 
 async def judge(case: Case, patch: pytest.MonkeyPatch, folder: Path) -> CaseResult:
     patch.setattr(main, "FAMILIES", {"made": [case]})
-    report = await main.prove(Settings(data=folder / "none"), (), lambda *_: None)
+    report = await main.prove(Target.SANDBOX, Settings(data=folder / "none"), (), lambda *_: None)
     (result,) = [each for each in report.cases if each.id == case.id]
     assert report.held == (result.verdict is not Verdict.FAILED)
     return result
@@ -77,7 +78,7 @@ async def test_harm_to_the_neighbour_is_seen(monkeypatch: pytest.MonkeyPatch, tm
 
 async def test_file_that_is_left_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(traces, "_PUBLIC_FOLDERS", (str(tmp_path),))
-    mark = Traces(tmp_path).mark
+    mark = LocalTraces(tmp_path).mark
 
     def leave(_: Ran) -> list[str]:
         (tmp_path / mark).touch()
@@ -89,12 +90,14 @@ async def test_file_that_is_left_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 async def test_what_still_runs_is_seen_as_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(traces, "_GRACE_S", 0.05)
-    looking = Traces(tmp_path)
-    async with main._open_runs(Settings(data=tmp_path), looking.mark) as opened:
+    place = places._sandbox(Settings(), tmp_path, tmp_path)
+    looking = place.traces
+    assert isinstance(looking, LocalTraces)
+    async with place.open() as opened:
         before = looking.before()
         running = await opened.start(Program(script=battery._SLEEPER, limits=Limits()))
         assert await running.printed(b"up")
-        looking.learn_groups(looking.processes(running.namespace)[-1])
+        assert await looking.sees(running.key, running.namespace) == []
         ran = replace(GHOST, namespace=running.namespace, ended_s=traces.boot_clock_s() + 60)
         assert any("process" in what for what in await looking.left(before, [ran]))
         assert looking.group_version in ("", "v1", "v2")
@@ -119,11 +122,11 @@ async def test_control_outside_has_the_descriptor_that_it_inherits() -> None:
 
 def test_unknown_case_is_told() -> None:
     with pytest.raises(ProveError, match='no case "A99"'):
-        main.choose(("A01", "A99"))
+        main.choose(Target.SANDBOX, ("A01", "A99"))
 
 
 def test_family_and_id_choose() -> None:
-    chosen = {check.id for _, check in main.choose(("network", "A01"))}
+    chosen = {check.id for _, check in main.choose(Target.SANDBOX, ("network", "A01"))}
     assert chosen == {"A01"} | {check.id for check in cases.FAMILIES["network"]}
 
 
@@ -167,7 +170,7 @@ def test_only_a_terminal_gets_colours() -> None:
 def test_report_counts_and_tells_each_part() -> None:
     held = replace(FAILED, id="A01", verdict=Verdict.HELD, flaws=(), because="")
     host = {"kernel": "6.1", "machine": "x86_64", "user": "root", "memory_limit": "cgroup v2"}
-    report = Report(host=host, cases=[held, FAILED], took_s=1.5)
+    report = Report(target=Target.SANDBOX, host=host, cases=[held, FAILED], took_s=1.5)
     told = report.as_json()
     assert (told["held"], told["counts"]["failed"]) == (False, 1)
     assert told["cases"][1]["flaws"]["contained"] == ["bpf answers EFAULT"]

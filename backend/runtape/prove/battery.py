@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from runtape.domain.limits import Limits
 from runtape.domain.outcome import Outcome, OutcomeKind
@@ -20,7 +20,7 @@ from runtape.prove.case import Case, Check, Inside, Layer
 from runtape.prove.lures import Bait, Lures
 from runtape.prove.ran import MARK, Ran
 from runtape.prove.runs import Program, Running, Runs, last_words, run_outside
-from runtape.prove.traces import Before, Traces
+from runtape.prove.target import Target, Traces
 from runtape.prove.verdict import CaseResult, Flaw, Part, Verdict
 
 _SPARE_MEMORY_BYTES: Final = 128 << 20
@@ -65,9 +65,10 @@ _SLEEPER: Final = "import inside, time\nprint('up')\ntime.sleep(60)\n"
 
 
 class Battery:
-    """Judges cases against one sandbox."""
+    """Judges cases against one target."""
 
-    def __init__(self, runs: Runs, lures: Lures, traces: Traces, limits: Limits) -> None:
+    def __init__(self, target: Target, runs: Runs, lures: Lures, traces: Traces, limits: Limits) -> None:
+        self.target = target
         self._runs = runs
         self._lures = lures
         self._traces = traces
@@ -79,56 +80,67 @@ class Battery:
         before = self._traces.before()
         running = await self._runs.start(Program(script=_SLEEPER, limits=self._limits))
         await running.printed(b"up")
-        pids = self._traces.processes(running.namespace) if running.namespace else []
-        flaws: list[Flaw] = []
-        if pids:
-            self._traces.learn_groups(pids[-1])
-        else:
-            flaws.append(Flaw(Part.CONTROL, "a program that runs is not seen from outside by its pid namespace"))
-        if not self._traces.sees_files():
-            flaws.append(Flaw(Part.CONTROL, "a file with the mark is not seen"))
+        unseen = await self._traces.sees(running.key, running.namespace)
+        flaws = [Flaw(Part.CONTROL, what) for what in unseen]
+        self._lures.tell(await self._traces.addresses())
         ran = await running.kill()
         flaws += await self._cleaned_up(before, [ran])
-        return _result(_WATCH, "cleanup", flaws, ran.outcome, time.monotonic() - begun_s)
+        return self._result(_WATCH, "cleanup", flaws, ran.outcome, time.monotonic() - begun_s)
 
     async def judge(self, case: Case, family: str) -> CaseResult:
         """Run one case with its control and a neighbour, and judge it."""
         begun_s = time.monotonic()
         before = self._traces.before()
         flaws: list[Flaw] = []
-        control = asyncio.create_task(self._control(case))
-        if case.control_first:
-            await control
         rans: list[Ran] = []
         outcome: Outcome | None = None
-        with self._lures.bait() as bait:
-            companion = await self._start_companion(case)
-            for _ in range(case.times):
-                hostile = await self._runs.start(self._program(case, bait), twice=case.started_twice)
-                await hostile.printed(MARK)
-                flaws += await self._neighbour(rans)
-                ran = await hostile.end()
-                rans.append(ran)
-                outcome = ran.outcome
-                flaws += [Flaw(Part.CONTAINED, leak) for leak in _leaks(case, ran, bait)]
-                flaws += _attributed(case, ran)
-            if companion is not None:
-                rans.append(await companion.kill() if case.companion_stays else await companion.end())
-        flaws += await control
+        control = asyncio.create_task(self._control(case))
+        try:
+            if case.control_first:
+                await control
+            with self._lures.bait() as bait:
+                companion = await self._start_companion(case)
+                if companion is not None:
+                    status = (await self._traces.manifest_of(companion.key)).get("status", {})
+                    bait = bait.also({"companion_address": status.get("podIP", "127.0.0.1")})
+                for _ in range(case.times):
+                    hostile = await self._runs.start(self._program(case, bait), twice=case.started_twice)
+                    await hostile.printed(MARK)
+                    flaws += await self._neighbour(rans)
+                    ran = await hostile.end()
+                    rans.append(ran)
+                    outcome = ran.outcome
+                    flaws += [Flaw(Part.CONTAINED, leak) for leak in _leaks(case, ran, bait)]
+                    flaws += _attributed(case, ran)
+                if companion is not None:
+                    rans.append(await companion.kill() if case.companion_stays else await companion.end())
+            flaws += await control
+        finally:
+            control.cancel()
         flaws += await self._cleaned_up(before, rans)
         reached = dict.fromkeys(what for ran in rans for what in ran.reached)
         answered = f"the kernel itself answers to {', '.join(reached)}" if reached else ""
-        return _result(case, family, flaws, outcome, time.monotonic() - begun_s, answered=answered)
+        guards = dict.fromkeys(what for ran in rans for what in ran.guarded)
+        guarded = f"{', '.join(guards)}; {self._fix(case)}" if guards else ""
+        took_s = time.monotonic() - begun_s
+        return self._result(case, family, flaws, outcome, took_s, answered=answered, guarded=guarded)
 
     async def judge_the_end(self) -> CaseResult:
         """Look for what is left after the sandbox was closed."""
         begun_s = time.monotonic()
         flaws = [Flaw(Part.CLEANED_UP, f"{what} is left") for what in await self._traces.left_after_closing()]
-        return _result(_END, "cleanup", flaws, None, time.monotonic() - begun_s)
+        return self._result(_END, "cleanup", flaws, None, time.monotonic() - begun_s)
+
+    def known_limit(self, check: Check, family: str) -> CaseResult:
+        """Return the row of a limit that is known and not closed."""
+        return self._result(check, family, [], None, 0.0)
 
     def _program(self, case: Case, bait: Bait, control: Inside | None = None) -> Program:
         limits = {**case.limits, **(control.limits if control else {})}
+        if "wall_s" in limits:  # an interpreter that starts late is to come to what it is about
+            limits["wall_s"] += self._traces.slack_s
         args = case.args if control is None or control.args is None else control.args
+        due_s = case.due_s + self._traces.slack_s if control is None or control.due_s is None else control.due_s
         return Program(
             script=case.program,
             limits=replace(self._limits, **limits),
@@ -137,7 +149,7 @@ class Battery:
             stdin=case.stdin,
             files={bait.fill(path): content for path, content in case.files.items()},
             requirements=case.requirements,
-            due_s=case.due_s if control is None or control.due_s is None else control.due_s,
+            due_s=due_s + self._traces.slack_s,
         )
 
     async def _control(self, case: Case) -> list[Flaw]:
@@ -149,7 +161,7 @@ class Battery:
                 args = tuple(map(bait.fill, case.control.args))
                 program = replace(self._program(case, bait), args=args, env=case.control.env)
                 ran = await run_outside(program, inherits=case.control.inherits)
-            if ran.reached or [*_leaks(case, ran, bait)]:
+            if ran.reached or ran.guarded or [*_leaks(case, ran, bait)]:
                 return []
         what = f"the control reports no leak, so the case proves nothing: {last_words(ran)}"
         return [Flaw(Part.CONTROL, what)]
@@ -176,14 +188,37 @@ class Battery:
         what = f"a good program that ran beside it ended {ended}, and said: {last_words(ran)}"
         return [Flaw(Part.NEIGHBOURS, what)]
 
-    async def _cleaned_up(self, before: Before, rans: Sequence[Ran]) -> list[Flaw]:
+    async def _cleaned_up(self, before: Any, rans: Sequence[Ran]) -> list[Flaw]:
         left = await self._traces.left(before, rans)
         return [Flaw(Part.CLEANED_UP, f"{what} is left") for what in left]
 
+    def _fix(self, check: Check, layer: Layer | None = None) -> str:
+        """Return what to change where `layer`, or that of the case, does not hold."""
+        if layer in (None, check.layer) and check.fix:
+            return check.fix
+        return (layer or check.layer).fix_in(self.target)
 
-def known_limit(check: Check, family: str) -> CaseResult:
-    """Return the row of a limit that is known and not closed."""
-    return _result(check, family, [], None, 0.0)
+    def _result(
+        self,
+        check: Check,
+        family: str,
+        flaws: Sequence[Flaw],
+        outcome: Outcome | None,
+        took_s: float,
+        *,
+        answered: str = "",
+        guarded: str = "",
+    ) -> CaseResult:
+        kernel = answered or check.kernel or ("" if os.geteuid() == 0 else check.kernel_without_root)
+        layer = check.layer
+        if flaws:
+            layer = _LAYERS.get(flaws[0].part, check.layer)
+            verdict, because = Verdict.FAILED, self._fix(check, layer)
+        elif guarded:
+            verdict, because = Verdict.CLUSTER, guarded
+        else:
+            verdict, because = (Verdict.KERNEL, kernel) if kernel else (Verdict.HELD, "")
+        return result(check, family, verdict, because, flaws, outcome, took_s, layer)
 
 
 def _leaks(case: Case, ran: Ran, bait: Bait) -> Iterator[str]:
@@ -212,30 +247,24 @@ def _attributed(case: Case, ran: Ran) -> Iterator[Flaw]:
         yield Flaw(Part.CONTROL, f"the program did not come to its end, so the case proves nothing: {last_words(ran)}")
 
 
-def _result(
+def result(
     check: Check,
     family: str,
-    flaws: Sequence[Flaw],
-    outcome: Outcome | None,
-    took_s: float,
-    *,
-    answered: str = "",
+    verdict: Verdict,
+    because: str,
+    flaws: Sequence[Flaw] = (),
+    outcome: Outcome | None = None,
+    took_s: float = 0.0,
+    layer: Layer | None = None,
 ) -> CaseResult:
-    kernel = answered or check.kernel or ("" if os.geteuid() == 0 else check.kernel_without_root)
-    layer = check.layer
-    if flaws:
-        layer = _LAYERS.get(flaws[0].part, check.layer)
-        fix = check.fix if layer is check.layer else ""
-        verdict, because = Verdict.FAILED, fix or layer.fix
-    else:
-        verdict, because = (Verdict.KERNEL, kernel) if kernel else (Verdict.HELD, "")
+    """Return the row of a case."""
     return CaseResult(
         id=check.id,
         title=check.title,
         family=family,
         tries=check.tries,
         holds=check.holds,
-        layer=layer.title,
+        layer=(layer or check.layer).title,
         verdict=verdict,
         flaws=tuple(dict.fromkeys(flaws)),
         because=because,

@@ -3,9 +3,11 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any, Final
 
 from runtape.domain.outcome import Outcome, OutcomeKind
 from runtape.prove.ran import Ran
+from runtape.prove.target import Target
 
 _REPORT = "report it as a bug, and do not run programs of people whom you do not trust until it is mended"
 
@@ -50,10 +52,33 @@ class Layer(Enum):
     )
     PROBE = "the probe itself", "nothing is proven here: look at what the program said, and " + _REPORT
     HARDWARE = "one machine for all", "give each tenant a machine"
+    POLICY = (
+        "network policy",
+        "apply deploy/kubernetes to the namespace, on a cluster whose network plugin enforces NetworkPolicy, as Calico "
+        "and Cilium do: pods can reach what it should keep them from",
+    )
+    CREDENTIALS = "no credentials in pods", "a pod can act in the cluster: " + _REPORT
+    RUNNER = "runner, pid 1 of its container", "a program can work on what watches over it: " + _REPORT
 
     def __init__(self, title: str, fix: str) -> None:
         self.title = title
         self.fix = fix
+
+    def fix_in(self, target: Target) -> str:
+        """What to do when it does not hold there."""
+        return _FIXES_IN_PODS.get(self, _FIX_IN_PODS) if target is Target.KUBERNETES else self.fix
+
+
+_FIX_IN_PODS: Final = (
+    "compare the pod's spec in the cluster with what the service asks for: an admission webhook or the container "
+    "runtime of the nodes may have taken this away; else " + _REPORT
+)
+_FIXES_IN_PODS: Final = {
+    **{each: each.fix for each in (Layer.POLICY, Layer.PROBE, Layer.HARDWARE, Layer.OUTPUT, Layer.SUPERVISOR)},
+    Layer.PROCESSES: "set podPidsLimit of the kubelets, and kubernetes.user_namespaces where the nodes can make them",
+    Layer.WALL: "is the node or the API overloaded? else " + _REPORT,
+    Layer.SCHEDULER: "lower kubernetes.cpu, or give programs nodes of their own",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +146,10 @@ class Check:
     """Why it is held only as far as the kernel, where that is so; empty where a layer of ours keeps it off."""
     kernel_without_root: str = ""
     """The same, for a service that is not root."""
+    not_in_pods: str = ""
+    """Why it does not apply to pods, where that is so."""
+    in_pods: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """The fields that are others for pods, by their names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ import os
 import select
 import socket
 import sys
+import time
 
 _MACHINE = ("x86_64", "aarch64").index(os.uname().machine)
 _CALLS = {
@@ -100,6 +101,11 @@ def reached(what):
     say(reached=str(what))
 
 
+def guarded(what):
+    """Report a part of the cluster that answers, and refuses."""
+    say(guarded=str(what))
+
+
 def tried(count=1):
     """Count an attempt, so that a program that attempts nothing is found out."""
     global _attempts
@@ -163,6 +169,67 @@ def connect(address, family=socket.AF_INET, kind=socket.SOCK_STREAM, refusable=F
     except OSError as error:
         if error.errno not in held:
             leak(f"{address}: {error}")
+
+
+def accepting(addresses, patience_s=2.0):
+    """Return those of `addresses`, each as ``host port``, that accept a connection soon; all are asked at once.
+
+    For networks where much can be sent to, and nothing may come of it.
+    """
+    waiting, found = {}, []
+    for text in addresses:
+        tried()
+        host, _, port = text.rpartition(" ")
+        probe = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        probe.setblocking(False)
+        try:
+            if probe.connect_ex((host, int(port))) in (0, errno.EINPROGRESS):
+                waiting[probe] = text
+        except OSError:
+            continue
+    until_s = time.monotonic() + patience_s
+    while waiting and time.monotonic() < until_s:
+        for probe in select.select([], list(waiting), [], until_s - time.monotonic())[1]:
+            text = waiting.pop(probe)
+            if probe.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0:
+                found.append(text)
+    return found
+
+
+def status_of(address, path, encrypted):
+    """Return the HTTP status that a server answers with, or the name of the error when it does not speak HTTP."""
+    import http.client  # takes longer than most programs
+    import ssl
+
+    host, _, port = address.rpartition(" ")
+    trusting = ssl.create_default_context()
+    trusting.check_hostname = False
+    trusting.verify_mode = ssl.CERT_NONE
+    if encrypted:
+        connection = http.client.HTTPSConnection(host, int(port), timeout=8, context=trusting)
+    else:
+        connection = http.client.HTTPConnection(host, int(port), timeout=8)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status
+    except (OSError, http.client.HTTPException) as error:
+        return type(error).__name__
+    finally:
+        connection.close()
+
+
+def answer_of(address, data, patience_s=1.0):
+    """Return what comes back for a datagram, None when nothing does."""
+    tried()
+    host, _, port = address.rpartition(" ")
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.settimeout(patience_s)
+        try:
+            probe.connect((host, int(port)))
+            probe.send(data)
+            return probe.recv(4096)
+        except OSError:
+            return None
 
 
 def send(address, family=socket.AF_INET, data=b"x"):

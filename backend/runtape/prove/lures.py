@@ -9,7 +9,7 @@ import shutil
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -43,6 +43,10 @@ class Bait:
             text = text.replace(f"{{{name}}}", value)
         return text
 
+    def also(self, names: Mapping[str, str]) -> "Bait":
+        """Return the same with more names."""
+        return replace(self, names={**self.names, **names})
+
     def touched(self) -> list[str]:
         """Return what has changed in the folder: something outside of the box has followed a path of the program."""
         now = {path.name: path.read_text() if path.is_file() else None for path in self.folder.iterdir()}
@@ -57,6 +61,10 @@ class Lures:
         self._folder = folder
         self._names = names
         self._count = 0
+
+    def tell(self, names: Mapping[str, str]) -> None:
+        """Let programs be told of more by these names."""
+        self._names = {**self._names, **names}
 
     @contextmanager
     def bait(self) -> Iterator[Bait]:

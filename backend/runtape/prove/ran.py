@@ -3,9 +3,11 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from runtape.domain.limits import Limits
 from runtape.domain.outcome import Outcome, Usage
+from runtape.ports.pod_runtime import PodKey
 
 MARK = b"prove: "
 """Begins the lines by which `inside.py` reports."""
@@ -32,6 +34,10 @@ class Ran:
     """How many were not kept, by the reason."""
     namespace: int = 0
     """Number of its pid namespace, as it saw it itself; 0 when it could not tell."""
+    key: PodKey | None = None
+    """None for a control outside of boxes."""
+    manifest: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """What the cluster has written down of its pod; empty where there is none."""
 
     @property
     def reports(self) -> list[dict[str, object]]:
@@ -55,6 +61,11 @@ class Ran:
     def reached(self) -> list[str]:
         """What it reports that the kernel itself answers to."""
         return [str(report["reached"]) for report in self.reports if "reached" in report]
+
+    @property
+    def guarded(self) -> list[str]:
+        """What it reports to have reached in the cluster, and to have been refused by."""
+        return [str(report["guarded"]) for report in self.reports if "guarded" in report]
 
     @property
     def tried(self) -> int:

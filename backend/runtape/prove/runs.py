@@ -18,15 +18,20 @@ from runtape.domain.limits import Limits
 from runtape.domain.outcome import Usage
 from runtape.domain.source import Source, SourceFile
 from runtape.domain.tape import Stream
+from runtape.ports.errors import Transient
 from runtape.ports.pod_runtime import PodEnded, PodKey, PodRuntime, PodSpec
 from runtape.prove.errors import ProveError
 from runtape.prove.ran import MARK, Ran, namespace_of
+from runtape.prove.target import Traces
 from runtape.prove.traces import boot_clock_s
 
 _INSIDE: Final = Path(__file__).with_name("inside.py").read_bytes()
 _END: Final = "\nimport inside\ninside.done()\n"
 _LEASE_S: Final = 300.0
 _OUTSIDE_TIMEOUT_S: Final = 20.0
+_PAUSES_S: Final = (0.5, 2.0)
+"""Between the tries to start one program."""
+_NO_PYTHON: Final = "the sandbox finds none; apt install python3"
 _OLDEST_PYTHON: Final = (3, 6)
 
 
@@ -104,6 +109,7 @@ class Running:
     async def _remove(self, *, overdue: bool) -> Ran:
         if not overdue:
             await self._reading
+        manifest = await self._runs.traces.manifest_of(self.key)
         artifacts = {file.path: file.content async for file in self._runs.pods.artifacts(self.key)}
         await self._runs.pods.remove(self.key)
         end = await self._runs.ended(self.key)
@@ -121,26 +127,29 @@ class Running:
             artifacts=artifacts,
             left_out={each.reason: each.count for each in end.pod.left_out},
             namespace=self.namespace,
+            key=self.key,
+            manifest=manifest,
         )
 
 
 class Runs:
-    """Starts programs by a `PodRuntime`; used by `open_runs`."""
+    """Starts programs by a `PodRuntime`."""
 
-    def __init__(self, pods: PodRuntime, mark: str) -> None:
+    def __init__(self, pods: PodRuntime, traces: Traces, no_python: str = _NO_PYTHON) -> None:
         self.pods = pods
-        self._mark = mark
+        self.traces = traces
+        self._no_python = no_python
         self._numbers = itertools.count(1)
         self._ends: dict[PodKey, asyncio.Future[End]] = {}
         self._version = ""
         self._watching: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        """Choose the interpreter.  Raises: ProveError, when there is no Python that boxes can run."""
+        """Choose the interpreter.  Raises: ProveError, when there is no Python that can run there."""
         versions = [each.version for each in await self.pods.runtimes() if each.lang == "python"]
         fitting = [each for each in versions if tuple(map(int, each.split("."))) >= _OLDEST_PYTHON]
         if not fitting:
-            raise ProveError("the programs are written in Python, and the sandbox finds none; apt install python3")
+            raise ProveError(f"the programs are written in Python, and {self._no_python}")
         self._version = fitting[0]
         self._watching = asyncio.create_task(self._watch())
 
@@ -171,7 +180,7 @@ class Runs:
         self._ends[key] = asyncio.get_running_loop().create_future()
         script, files, env = program.script, program.files, program.env
         if program.runtime is None:
-            script, files, env = script + _END, {**files, "inside.py": _INSIDE}, {**env, "PROVE_MARK": self._mark}
+            script, files, env = script + _END, {**files, "inside.py": _INSIDE}, {**env, "PROVE_MARK": self.traces.mark}
         lang, version = program.runtime or ("python", self._version)
         spec = PodSpec(
             execution_id=key.execution_id,
@@ -189,8 +198,19 @@ class Runs:
         )
         lease_expires_at = datetime.now(UTC) + timedelta(seconds=_LEASE_S)
         for _ in range(2 if twice else 1):
-            await self.pods.start(spec, 1, lease_expires_at)
+            await self._start(spec, lease_expires_at)
         return Running(self, key, program)
+
+    async def _start(self, spec: PodSpec, lease_expires_at: datetime) -> None:
+        """Start a program, and again while there is no room for it.  Raises: Transient."""
+        for pause_s in (*_PAUSES_S, None):
+            try:
+                await self.pods.start(spec, 1, lease_expires_at)
+                return
+            except Transient as error:
+                if pause_s is None:
+                    raise
+                await asyncio.sleep(error.retry_after_s or pause_s)
 
 
 async def run_outside(program: Program, *, inherits: bool = False) -> Ran:

@@ -2,10 +2,28 @@
 
 import textwrap
 
+from runtape.prove.target import Target
 from runtape.prove.verdict import CaseResult, Report, Verdict
 
-_WORDS = {Verdict.HELD: "held", Verdict.KERNEL: "kernel", Verdict.FAILED: "FAILED"}
-_COLOURS = {Verdict.HELD: "32", Verdict.KERNEL: "33", Verdict.FAILED: "31"}
+_WORDS = {
+    Verdict.HELD: "held",
+    Verdict.KERNEL: "kernel",
+    Verdict.CLUSTER: "cluster",
+    Verdict.FAILED: "FAILED",
+    Verdict.NOT_HERE: "n/a",
+}
+_COLOURS = {
+    Verdict.HELD: "32",
+    Verdict.KERNEL: "33",
+    Verdict.CLUSTER: "33",
+    Verdict.FAILED: "31",
+    Verdict.NOT_HERE: "2",
+}
+_HOST = {
+    Target.SANDBOX: "{user}, memory limit by {memory_limit}, Linux {kernel}",
+    Target.KUBERNETES: "Kubernetes {kubernetes}, {container_runtime}, Linux {kernel}, RuntimeClass {runtime_class}, "
+    "user namespaces: {user_namespaces}, NetworkPolicy: {network_policy}",
+}
 _WIDTH = 110
 _INDENT = " " * 15
 
@@ -19,7 +37,7 @@ def row(case: CaseResult, *, coloured: bool) -> str:
     if case.verdict is Verdict.FAILED:
         lines += [_wrapped(f"{flaw.part.replace('_', ' ')}: {flaw.what}") for flaw in case.flaws]
         lines += [_wrapped(f"layer: {case.layer}"), _wrapped(f"fix: {case.because}")]
-    elif case.verdict is Verdict.KERNEL:
+    elif case.because:
         lines.append(_wrapped(case.because))
     return "\n".join(lines)
 
@@ -27,11 +45,11 @@ def row(case: CaseResult, *, coloured: bool) -> str:
 def summary(report: Report) -> str:
     """Return the last line."""
     counts = report.counts
-    return (
-        f"{counts[Verdict.HELD]} held, {counts[Verdict.KERNEL]} held only as far as the kernel, "
-        f"{counts[Verdict.FAILED]} failed, in {report.took_s:.0f} s ({report.host['user']}, "
-        f"memory limit by {report.host['memory_limit']}, Linux {report.host['kernel']})"
-    )
+    always = (Verdict.HELD, Verdict.KERNEL, Verdict.FAILED)
+    told = [f"{count} {verdict}" for verdict, count in counts.items() if count or verdict in always]
+    if counts[Verdict.NOT_HERE] > 1:
+        told[-1] = f"{counts[Verdict.NOT_HERE]} do not apply"
+    return f"{', '.join(told)}, in {report.took_s:.0f} s ({_HOST[report.target].format_map(report.host)})"
 
 
 def _wrapped(text: str) -> str:

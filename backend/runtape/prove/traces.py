@@ -12,13 +12,15 @@ Boxes in stock come and go meanwhile, so that only what stays is counted: everyt
 
 import asyncio
 import os
+import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from runtape.ports.pod_runtime import PodKey
 from runtape.prove.ran import Ran
 
 _GRACE_S: Final = 3.0
@@ -38,8 +40,10 @@ class Before:
     data: frozenset[str]
 
 
-class Traces:
+class LocalTraces:
     """Looks for what runs of the service in this process leave behind; `data` is its data folder."""
+
+    slack_s = 0.0
 
     def __init__(self, data: Path) -> None:
         """Remember what is there before the sandbox is opened."""
@@ -59,6 +63,17 @@ class Traces:
             is_first = any((parent / "memory.limit_in_bytes").exists() for parent in self._parents)
             self.group_version = "v1" if is_first else "v2"
 
+    async def sees(self, key: PodKey, namespace: int) -> list[str]:
+        """Return what is not seen of a program that runs; learns where its control groups are made."""
+        found: list[str] = []
+        if pids := self.processes(namespace) if namespace else []:
+            self.learn_groups(pids[-1])
+        else:
+            found.append("a program that runs is not seen from outside by its pid namespace")
+        if not self._sees_files():
+            found.append("a file with the mark is not seen")
+        return found
+
     def processes(self, namespace: int, begun_before_s: float = float("inf")) -> list[int]:
         """Return the processes in a pid namespace that began earlier than that on the boot clock."""
         found: list[int] = []
@@ -77,7 +92,7 @@ class Traces:
         paths = (f"{folder}/{self.mark}" for folder in sorted(folders))
         return [path for path in paths if os.path.lexists(path)]
 
-    def sees_files(self) -> bool:
+    def _sees_files(self) -> bool:
         """Whether a marked file is found, shown by making one."""
         made = Path(tempfile.gettempdir(), self.mark)
         made.touch()
@@ -114,6 +129,23 @@ class Traces:
         if (more := len(os.listdir("/proc/self/fd")) - self._descriptors) > 0:
             found.append(f"{more} open descriptors")
         return found
+
+    async def manifest_of(self, key: PodKey) -> Mapping[str, Any]:
+        """Return nothing: boxes are written down nowhere."""
+        return {}
+
+    async def addresses(self) -> Mapping[str, str]:
+        """Return none: what can be reached from here is known to the lures."""
+        return {}
+
+    async def host(self, contained: Mapping[str, bool]) -> dict[str, str]:
+        """Return what this machine is, and how it bounds memory."""
+        return {
+            "kernel": platform.release(),
+            "machine": platform.machine(),
+            "user": "root" if os.geteuid() == 0 else f"user {os.geteuid()}",
+            "memory_limit": f"cgroup {self.group_version}" if self.group_version else "watchdog",
+        }
 
     def groups(self) -> frozenset[Path]:
         """Return the control groups of this installation's boxes; none before `learn_groups`."""

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from runtape.prove.target import Target
+
 
 class Verdict(StrEnum):
     """How a case ended; only `FAILED` asks for a change."""
@@ -13,7 +15,11 @@ class Verdict(StrEnum):
     HELD = "held"
     KERNEL = "held only as far as the kernel"
     """Nothing got through, but what keeps it off is a check inside the kernel that all programs share."""
+    CLUSTER = "held only as far as the cluster"
+    """Nothing got through, but what keeps it off is a part of the cluster that programs can reach."""
     FAILED = "failed"
+    NOT_HERE = "does not apply"
+    """The target has nothing that it could attack, or promises nothing of the kind."""
 
 
 class Part(StrEnum):
@@ -48,7 +54,7 @@ class CaseResult:
     verdict: Verdict
     flaws: Sequence[Flaw]
     because: str
-    """Why it is held only as far as the kernel; what to change, when it has failed."""
+    """Why it is held only so far, or does not apply; what to change, when it has failed."""
     outcome: str
     """The kind of the program's outcome; empty when it had none."""
     took_s: float
@@ -64,7 +70,7 @@ class CaseResult:
             "layer": self.layer,
             "verdict": self.verdict.value,
             "flaws": {part.value: [flaw.what for flaw in self.flaws if flaw.part is part] for part in Part},
-            "because": self.because if self.verdict is Verdict.KERNEL else "",
+            "because": "" if self.verdict is Verdict.FAILED else self.because,
             "fix": self.because if self.verdict is Verdict.FAILED else "",
             "outcome": self.outcome,
             "took_s": self.took_s,
@@ -75,6 +81,7 @@ class CaseResult:
 class Report:
     """The battery's results, in the order in which it ran."""
 
+    target: Target
     host: dict[str, str]
     cases: Sequence[CaseResult]
     took_s: float
@@ -94,6 +101,7 @@ class Report:
         """Return the report as one JSON object."""
         return {
             "held": self.held,
+            "target": self.target.value,
             "host": self.host,
             "counts": {verdict.value: count for verdict, count in self.counts.items()},
             "cases": [case.as_json() for case in self.cases],

@@ -32,7 +32,7 @@ from runtape.domain.limits import Limits
 from runtape.ports.errors import InfrastructureError
 from runtape.prove.errors import ProveError
 from runtape.prove.runs import Runs
-from runtape.prove.traces import Traces, that_stays
+from runtape.prove.traces import LocalTraces, that_stays
 from runtape.runtime.logging import configure_logging
 
 _SLICE_S: Final = 5.0
@@ -101,10 +101,10 @@ async def soak(plan: Plan, told: Callable[[str], None]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="runtape-soak-") as folder:
         data = Path(folder)
         facts, load_before = machine(data), load_average()
-        traces = Traces(data)
+        traces = LocalTraces(data)
         try:
             async with LocalSandbox(data) as sandbox:
-                runs = Runs(sandbox, traces.mark)
+                runs = Runs(sandbox, traces)
                 await runs.open()
                 try:
                     found, findings = await _Soak(plan, told, runs, traces, data).carry_out()
@@ -130,7 +130,7 @@ async def soak(plan: Plan, told: Callable[[str], None]) -> dict[str, Any]:
 class _Soak:
     """The parts, one after another, in an open sandbox."""
 
-    def __init__(self, plan: Plan, told: Callable[[str], None], runs: Runs, traces: Traces, data: Path) -> None:
+    def __init__(self, plan: Plan, told: Callable[[str], None], runs: Runs, traces: LocalTraces, data: Path) -> None:
         self._plan = plan
         self._told = told
         self._runs = runs

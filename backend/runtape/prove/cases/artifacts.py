@@ -37,6 +37,27 @@ def _too_much(ran: Ran) -> Iterator[str]:
         yield "a file was kept that is larger than it may be"
 
 
+_LEAVES_SWARMS = """
+import os
+from inside import tried
+
+tried()
+made = 0
+try:
+    os.chdir("out")
+    for depth in range(1000):
+        os.mkdir("d")
+        os.chdir("d")
+    os.chdir("/box/out")
+    while made < 100_000:
+        open("%06d" % made, "w").close()
+        made += 1
+except OSError:
+    pass
+for number in range(min(made, 10)):  # room for what a good program needs to end
+    os.unlink("/box/out/%06d" % number)
+"""
+
 CASES = (
     Case(
         id="A39",
@@ -129,26 +150,11 @@ for name, size in (("tera", 1 << 40), ("!big", 5 << 20), *(("%03d" % number, 4 <
         limits={"artifacts": 20},
         control=Inside({"artifacts": 1000}),
         judge=lambda ran: ["more than 20 files were kept"] if len(ran.artifacts) > 20 else [],
-        program="""
-import os
-from inside import tried
-
-tried()
-made = 0
-try:
-    os.chdir("out")
-    for depth in range(1000):
-        os.mkdir("d")
-        os.chdir("d")
-    os.chdir("/box/out")
-    while made < 100_000:
-        open("%06d" % made, "w").close()
-        made += 1
-except OSError:
-    pass
-for number in range(min(made, 10)):  # room for what a good program needs to end
-    os.unlink("/box/out/%06d" % number)
-""",
+        in_pods={
+            "tries": "leaves 5,000 files, and folders in folders in folders",
+            "program": _LEAVES_SWARMS.replace("100_000", "5_000"),
+        },
+        program=_LEAVES_SWARMS,
     ),
     Case(
         id="A39e",

@@ -7,6 +7,91 @@ is known to be open, in a folder of its own.
 from runtape.domain.outcome import OutcomeKind
 from runtape.prove.case import Case, Check, Ends, Layer, Outside
 
+_LOOKS_FOR_DEVICES = """
+import os, stat, sys
+from inside import leak, reach, tried
+
+harmless = {(1, 3), (1, 5), (1, 7), (1, 8), (1, 9)}
+for folder, _, files in os.walk(sys.argv[1]):
+    for name in files:
+        tried()
+        try:
+            found = os.lstat(folder + "/" + name)
+        except OSError:
+            continue
+        number = (os.major(found.st_rdev), os.minor(found.st_rdev))
+        if stat.S_ISBLK(found.st_mode) or (stat.S_ISCHR(found.st_mode) and number not in harmless):
+            leak("%s/%s is there" % (folder, name))
+if "make" in sys.argv:
+    for kind, major, minor in ((stat.S_IFCHR, 1, 1), (stat.S_IFBLK, 8, 0), (stat.S_IFCHR, 10, 232)):
+        # A null pointer in the path's place: a call that is let through answers EFAULT.
+        reach("mknodat", -100, 0, kind | 0o666, os.makedev(major, minor))
+"""
+_LOOKS_FOR_PRIVILEGES = """
+import os, sys
+from inside import leak, tried
+
+fields = dict(line.split(":", 1) for line in open(sys.argv[1]) if ":" in line)
+for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+    tried()
+    if int(fields[name], 16):
+        leak("%s is %s" % (name, fields[name].strip()))
+for name, expected in (("NoNewPrivs", "1"), ("Seccomp", "2"), ("Groups", "")):
+    tried()
+    if fields[name].strip() != expected:
+        leak("%s is %s" % (name, fields[name].strip()))
+for name in ("Uid", "Gid"):
+    tried()
+    if "0" in fields[name].split():
+        leak("%s is %s" % (name, fields[name].strip()))
+for path in sys.argv[2:]:
+    tried()
+    if not os.statvfs(path).f_flag & os.ST_NOSUID:
+        leak("set-uid bits count on %s" % path)
+"""
+_READS_PROC_OF_THE_NODE = """
+import os, sys
+from inside import attempt, leak, tried
+
+EMPTY = ("/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/kmsg", "/proc/sched_debug")
+for path in sys.argv[1:]:
+    if path.startswith(("/proc/1/", "/proc/self/")):
+        attempt(path + " can be read", lambda: os.close(os.open(path, os.O_RDONLY)))
+for path in EMPTY:
+    tried()
+    try:
+        with open(path, "rb") as file:
+            if file.read(1):
+                leak(path + " can be read")
+    except OSError:
+        pass
+tried()
+try:
+    with open("/proc/kallsyms") as file:
+        if any(int(line.split()[0], 16) for line in file):
+            leak("/proc/kallsyms tells addresses of the kernel")
+except OSError:
+    pass
+others = [name for name in os.listdir("/proc") if name.isdigit() and int(name) not in (os.getpid(), 1)]
+if others:
+    leak("processes of others: %s" % " ".join(others[:5]))
+"""
+_WRITES_CONTROL_GROUPS = """
+import os, sys
+from inside import attempt, leak, reach, tried
+
+NAMES = {"cgroup.procs", "tasks", "release_agent", "memory.max", "memory.limit_in_bytes", "pids.max", "cpu.max",
+         "cpu.cfs_quota_us", "devices.allow", "notify_on_release", "cgroup.subtree_control", "cgroup.kill"}
+for folder, _, files in os.walk(sys.argv[1]):
+    for name in sorted(set(files) & NAMES):
+        path = folder + "/" + name
+        attempt(path + " can be written", lambda: os.close(os.open(path, os.O_WRONLY)))
+    attempt("a group was made in " + folder, lambda: os.mkdir(folder + "/" + "prove"))
+if sys.argv[1] == "/sys/fs/cgroup":
+    reach("mount", b"c", b"/tmp", b"cgroup2", 0, 0)
+    reach("mount", b"c", b"/tmp", b"cgroup", 0, b"memory")
+"""
+
 CASES = (
     Case(
         id="A21",
@@ -32,6 +117,14 @@ CASES = (
             "/proc/sys/kernel/hostname",
         ),
         control=Outside(("/proc/self/environ",)),
+        in_pods={
+            "title": "reading the node's /proc",
+            "tries": "reads pid 1's environment and memory, the kernel's memory, keys and addresses, and looks for "
+            "other processes",
+            "holds": "pid 1 cannot be looked into; what is the node's is empty or hides its values",
+            "kernel": "the kernel's procfs itself answers, but for what the container runtime lays over it",
+            "program": _READS_PROC_OF_THE_NODE,
+        },
         program="""
 import os, sys
 from inside import attempt, leak, tried
@@ -63,6 +156,7 @@ if others:
             "/sys/power/state",
         ),
         control=Outside(("{outside_file}",)),
+        in_pods={"holds": "none of them can be opened for writing"},
         program="""
 import os, sys
 from inside import attempt
@@ -79,6 +173,11 @@ for path in sys.argv[1:]:
         layer=Layer.ROOT,
         args=("/sys/fs/cgroup", "/sys", "/box", "/tmp"),
         control=Outside(("{outside}",)),
+        in_pods={
+            "holds": "its group's files are shown and cannot be written, and no other group is shown or can be mounted",
+            "args": ("/sys/fs/cgroup",),
+            "program": _WRITES_CONTROL_GROUPS,
+        },
         program="""
 import os, sys
 from inside import leak, reach, tried
@@ -178,26 +277,12 @@ for name in os.environ:
         layer=Layer.DEVICES,
         args=("/dev", "make"),
         control=Outside(("/dev",)),
-        program="""
-import os, stat, sys
-from inside import leak, reach, tried
-
-harmless = {(1, 3), (1, 5), (1, 7), (1, 8), (1, 9)}
-for folder, _, files in os.walk(sys.argv[1]):
-    for name in files:
-        tried()
-        try:
-            found = os.lstat(folder + "/" + name)
-        except OSError:
-            continue
-        number = (os.major(found.st_rdev), os.minor(found.st_rdev))
-        if stat.S_ISBLK(found.st_mode) or (stat.S_ISCHR(found.st_mode) and number not in harmless):
-            leak("%s/%s is there" % (folder, name))
-if "make" in sys.argv:
-    for kind, major, minor in ((stat.S_IFCHR, 1, 1), (stat.S_IFBLK, 8, 0), (stat.S_IFCHR, 10, 232)):
-        # A null pointer in the path's place: a call that is let through answers EFAULT.
-        reach("mknodat", -100, 0, kind | 0o666, os.makedev(major, minor))
-""",
+        in_pods={
+            "tries": "looks for devices beyond null, zero, full, random and its terminal's, and makes some: memory, "
+            "disk, kvm, fuse",
+            "program": _LOOKS_FOR_DEVICES.replace("(1, 9)}", "(1, 9), (5, 0), (5, 2)}"),
+        },
+        program=_LOOKS_FOR_DEVICES,
     ),
     Case(
         id="A28",
@@ -356,28 +441,12 @@ leak("the call returned")
         layer=Layer.CAPABILITIES,
         args=("/proc/self/status", "/", "/usr", "/box", "/tmp"),
         control=Outside(("{privileged_status}",)),
-        program="""
-import os, sys
-from inside import leak, tried
-
-fields = dict(line.split(":", 1) for line in open(sys.argv[1]) if ":" in line)
-for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
-    tried()
-    if int(fields[name], 16):
-        leak("%s is %s" % (name, fields[name].strip()))
-for name, expected in (("NoNewPrivs", "1"), ("Seccomp", "2"), ("Groups", "")):
-    tried()
-    if fields[name].strip() != expected:
-        leak("%s is %s" % (name, fields[name].strip()))
-for name in ("Uid", "Gid"):
-    tried()
-    if "0" in fields[name].split():
-        leak("%s is %s" % (name, fields[name].strip()))
-for path in sys.argv[2:]:
-    tried()
-    if not os.statvfs(path).f_flag & os.ST_NOSUID:
-        leak("set-uid bits count on %s" % path)
-""",
+        in_pods={
+            "tries": "looks for privileges: capabilities, uid 0, foreign groups, no_new_privs off, no filter",
+            "args": ("/proc/self/status",),
+            "program": _LOOKS_FOR_PRIVILEGES.replace('("Groups", "")', '("Groups", str(os.getgid()))'),
+        },
+        program=_LOOKS_FOR_PRIVILEGES,
     ),
     Case(
         id="A32",

@@ -10,6 +10,106 @@ for text in sys.argv[1:]:
     host, _, port = text.rpartition(" ")
     connect((host, int(port)), socket.AF_INET6 if ":" in host else socket.AF_INET)
 """
+_ACCEPTING = """
+import sys
+from inside import accepting, leak
+
+for address in accepting(sys.argv[1:]):
+    leak("%s accepts connections" % address)
+"""
+_SERVES = """
+import os, socket
+import inside
+
+tcp = socket.create_server(("0.0.0.0", 45455))
+if os.fork() == 0:
+    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    udp.bind(("0.0.0.0", 45456))
+    while True:
+        data, sender = udp.recvfrom(4096)
+        udp.sendto(data, sender)
+print("up")
+while True:
+    tcp.accept()[0].close()
+"""
+_LOOKS_FOR_THE_API = """
+import os, sys
+from inside import accepting, attempt, guarded, leak, status_of, tried
+
+for path in sys.argv[1:]:
+    if path[0] == "/":
+        attempt(path + " is there", lambda: os.stat(path))
+for name in os.environ:
+    tried()
+    if name.startswith("KUBERNETES"):
+        leak("%s is in the environment" % name)
+for address in accepting([text for text in sys.argv[1:] if text[0] != "/"]):
+    status = status_of(address, "/api/v1/namespaces", True)
+    if status == 200:
+        leak("the API at %s answers" % address)
+    else:
+        guarded("the API at %s can be reached, and refuses (%s)" % (address, status))
+"""
+_REACHES = """
+import sys
+from inside import accepting, answer_of, leak
+
+for address in accepting(sys.argv[1:]):
+    leak("%s accepts connections" % address)
+for address in sys.argv[1:]:
+    if answer_of(address, b"datagram"):
+        leak("%s answers datagrams" % address)
+"""
+_ASKS_FOR_NAMES = """
+import os, re, socket, sys, threading
+from inside import answer_of, leak, tried
+
+QUESTION = b"\\x12\\x34\\x01\\0\\0\\x01\\0\\0\\0\\0\\0\\0\\7example\\3com\\0\\0\\x01\\0\\x01"
+
+servers = [text for text in sys.argv[1:] if " " in text]
+if "itself" in sys.argv:
+    server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    server.bind(("127.0.0.1", 0))
+    servers.append("127.0.0.1 %d" % server.getsockname()[1])
+    threading.Thread(target=lambda: server.sendto(b"answer", server.recvfrom(512)[1]), daemon=True).start()
+else:
+    servers += [found + " 53" for found in re.findall(r"(?m)^nameserver\\s+(\\S+)", open("/etc/resolv.conf").read())]
+for server in servers:
+    if answer_of(server, QUESTION):
+        leak("%s answers" % server)
+if "resolve" in sys.argv:
+    tried()
+    try:
+        leak("a name was resolved to %s" % socket.getaddrinfo("example.com", 80)[0][4][0])
+    except OSError:
+        pass
+"""
+_RAW = """
+import socket, sys
+from inside import attempt, send
+
+for text in sys.argv[1:]:
+    if text == "raw":
+        for family, protocol in ((socket.AF_INET, 1), (socket.AF_INET, 255), (socket.AF_INET6, 58)):
+            attempt("a raw socket", lambda: socket.socket(family, socket.SOCK_RAW, protocol).close())
+        attempt("a ping socket", lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM, 1).close())
+    else:
+        host, _, port = text.rpartition(" ")
+        send((host, int(port)))
+"""
+_REACHES_SERVERS = """
+import socket, sys
+from inside import accepting, leak, tried
+
+for address in accepting([text for text in sys.argv[1].split(",") if " " in text]):
+    leak("%s accepts connections" % address)
+for name in ("kafka", "mongo", "redis", "host.docker.internal", "registry") if sys.argv[2:] else ():
+    tried()
+    try:
+        leak("%s is %s" % (name, socket.getaddrinfo(name, 80)[0][4]))
+    except OSError:
+        pass
+"""
 
 CASES = (
     Case(
@@ -27,6 +127,7 @@ CASES = (
             "fe80::1 80",
         ),
         control=Outside(("127.0.0.1 {tcp_port}",)),
+        in_pods={"layer": Layer.POLICY, "holds": "nothing answers there", "program": _ACCEPTING},
         program=_CONNECT,
     ),
     Case(
@@ -37,6 +138,13 @@ CASES = (
         layer=Layer.NETWORK,
         args=("/var/run/secrets/kubernetes.io/serviceaccount/token", "/run/secrets", "/etc/kubernetes", "/root/.kube"),
         control=Outside(("{outside_file}",), env={"KUBERNETES_SERVICE_HOST": "10.96.0.1"}),
+        in_pods={
+            "layer": Layer.CREDENTIALS,
+            "holds": "there is neither token nor address, and the API answers nothing to who has none",
+            "args": ("/var/run/secrets", "/run/secrets", "/etc/kubernetes", "/root/.kube", "{service}", "{server}"),
+            "fix": Layer.POLICY.fix,
+            "program": _LOOKS_FOR_THE_API,
+        },
         program="""
 import os, sys
 from inside import attempt, connect, leak, tried
@@ -59,6 +167,15 @@ for host in ("10.96.0.1", "10.43.0.1", "172.20.0.1") if len(sys.argv) > 2 else (
         layer=Layer.NETWORK,
         args=("{tcp_port}", "9092", "27017", "6379", "8400", "8080", "5000", "5432"),
         control=Outside(("{tcp_port}",)),
+        in_pods={
+            "layer": Layer.POLICY,
+            "tries": "connects to the brokers and stores that this service's settings name, to its own loopback, and "
+            "resolves names",
+            "holds": "127.0.0.1 is the pod's own, and neither can servers be reached nor names be resolved",
+            "args": ("127.0.0.1 {tcp_port},{platform}", "names"),
+            "control": Outside(("127.0.0.1 {tcp_port},{platform}",)),
+            "program": _REACHES_SERVERS,
+        },
         program="""
 import socket, sys
 from inside import connect, leak, tried
@@ -95,6 +212,15 @@ while True:
         companion_stays=True,
         args=("127.0.0.1 45455", "{host_address} 45455", "{host_address} {tcp_port}", "@another-box"),
         control=Outside(("@{abstract}",)),
+        in_pods={
+            "layer": Layer.POLICY,
+            "tries": "connects to a server in another pod that runs now, and sends it datagrams",
+            "holds": "pods cannot reach each other",
+            "companion": _SERVES,
+            "args": ("{companion_address} 45455", "{companion_address} 45456"),
+            "control": Outside(("127.0.0.1 {tcp_port}",)),
+            "program": _REACHES,
+        },
         program="""
 import socket, sys
 from inside import connect
@@ -208,6 +334,13 @@ except OSError:
         layer=Layer.NETWORK,
         args=("1.1.1.1 53", "8.8.8.8 53", "{nameserver} 53", "resolve"),
         control=Outside(("127.0.0.1 {udp_port}",)),
+        in_pods={
+            "layer": Layer.POLICY,
+            "holds": "no name is resolved and no name server answers",
+            "args": ("1.1.1.1 53", "8.8.8.8 53", "resolve"),
+            "control": Outside(("itself",)),
+            "program": _ASKS_FOR_NAMES,
+        },
         program="""
 import socket, sys
 from inside import leak, send, tried
@@ -233,6 +366,14 @@ for text in sys.argv[1:]:
         kernel="a raw socket is refused by the kernel's own check for CAP_NET_RAW, behind calls that are allowed",
         args=("192.0.2.1 9", "255.255.255.255 9", "224.0.0.1 9", "2001:db8::1 9"),
         control=Outside(("127.0.0.1 {udp_port}",)),
+        in_pods={
+            "tries": "opens raw and ping sockets",
+            "holds": "no such socket is granted",
+            "layer": Layer.SECCOMP,
+            "args": ("raw",),
+            "kernel": "",
+            "program": _RAW,
+        },
         program="""
 import socket, sys
 from inside import attempt, send
@@ -255,6 +396,14 @@ if len(sys.argv) > 2:
         times=5,
         args=("{host_address} {tcp_port}",),
         control=Outside(("127.0.0.1 {tcp_port}",)),
+        in_pods={
+            "layer": Layer.POLICY,
+            "holds": "the policy was in force before the code arrived",
+            "times": 3,
+            "companion": _SERVES,
+            "companion_stays": True,
+            "args": ("{companion_address} 45455",),
+        },
         program="""
 import _socket, sys
 host, _, port = sys.argv[1].rpartition(" ")

@@ -34,6 +34,37 @@ def _more_than_the_limit(ran: Ran) -> Iterator[str]:
         yield "other bytes than those that were printed are on the tape"
 
 
+_FILLS_FOLDERS = """
+from inside import leak, tried
+
+for path in ("/tmp/a", "/box/c"):
+    written = 0
+    try:
+        with open(path, "wb") as file:
+            for _ in range(12):
+                tried()
+                file.write(bytes(1 << 20))
+                file.flush()
+                written += 1
+    except OSError:
+        pass
+    if written > 8:
+        leak("%d MiB written to %s" % (written, path))
+"""
+_NESTS_FOLDERS = """
+import os, sys
+from inside import leak, tried
+
+for name in ("a" * 255, "line\\nend", "\\u202egnp.exe", "-rf", "*", "..."):
+    os.mkdir(name)
+for _ in range(1000):
+    tried()
+    os.mkdir("d")
+    os.chdir("d")
+if sys.argv[1:]:
+    leak("1000 folders deep")
+"""
+
 CASES = (
     Case(
         id="A01",
@@ -215,6 +246,7 @@ if queued > 96:
         args=("128",),
         fix=_DELEGATE,
         control=Inside({"memory_mb": 512}, args=("1",)),
+        in_pods={"fix": "give the nodes control groups of version 2: those of version 1 do not count TCP's buffers"},
         program="""
 import socket, sys, time
 from inside import leak, tried
@@ -245,6 +277,11 @@ if queued > int(sys.argv[1]) << 20:
         layer=Layer.DISK,
         limits={"disk_mb": 8},
         control=Inside({"disk_mb": 64}),
+        in_pods={
+            "tries": "writes more to the work directory and to /tmp than the disk limit",
+            "holds": "writing fails with ENOSPC; each is a sized tmpfs, which the memory limit counts",
+            "program": _FILLS_FOLDERS,
+        },
         program="""
 from inside import leak, tried
 
@@ -291,6 +328,7 @@ os.truncate(file, 0)
         layer=Layer.DISK,
         limits={"inodes": 64},
         control=Inside({"inodes": 4096}),
+        not_in_pods="a tmpfs of Kubernetes has no limit of inodes; A06b shows that the memory limit counts them",
         program="""
 import os
 from inside import leak, tried
@@ -620,6 +658,13 @@ leak("%d MiB unpacked" % (len(unpacked) >> 20))
         limits={"inodes": 512},
         due_s=4.0,
         control=Inside({"inodes": 4096}),
+        in_pods={
+            "tries": "nests 1000 folders, with names of 255 bytes, line ends and right-to-left marks",
+            "holds": "all of it is gone with the pod; a tmpfs of Kubernetes has no limit of inodes, and the memory "
+            "limit counts them (A06b)",
+            "control": Inside(args=("tell",)),
+            "program": _NESTS_FOLDERS,
+        },
         program="""
 import os
 from inside import leak, tried

@@ -17,6 +17,25 @@ def _twice(ran: Ran) -> Iterator[str]:
         yield f"the program ran {count} times"
 
 
+_LOOKS_FOR_INJECTIONS = """
+import os, sys
+from inside import leak, tried
+
+tried()
+expected = ["-c", "print('injected')", "-m", "http.server", "--", "-o/box/x", "$(id)", "`id`", "a b\\n"]
+if sys.argv[1:] != expected:
+    leak("the arguments are %r" % sys.argv[1:])
+tried()
+if any("injected" in path for path in sys.path) or os.environ.get("PYTHONINSPECT") != "1":
+    leak("the environment took effect on the interpreter, or did not arrive")
+for path in ("/proc/1/environ", "/proc/1/cmdline"):
+    try:
+        leak("pid 1 shows %r" % open(path).read()[:40])
+    except OSError:
+        tried()
+"""
+_NO_PACKAGES = "pods have the packages of their image, and none are laid into them"
+
 CASES = (
     Case(
         id="A36",
@@ -154,23 +173,10 @@ for name in archive.namelist():
         },
         files={"injected.py": b'print(\'prove: {"leak": "PYTHONSTARTUP was run"}\')'},
         control=Inside(args=("-c", "something else")),
-        program="""
-import os, sys
-from inside import leak, tried
-
-tried()
-expected = ["-c", "print('injected')", "-m", "http.server", "--", "-o/box/x", "$(id)", "`id`", "a b\\n"]
-if sys.argv[1:] != expected:
-    leak("the arguments are %r" % sys.argv[1:])
-tried()
-if any("injected" in path for path in sys.path) or os.environ.get("PYTHONINSPECT") != "1":
-    leak("the environment took effect on the interpreter, or did not arrive")
-for path in ("/proc/1/environ", "/proc/1/cmdline"):
-    try:
-        leak("pid 1 shows %r" % open(path).read()[:40])
-    except OSError:
-        tried()
-""",
+        in_pods={
+            "program": _LOOKS_FOR_INJECTIONS.replace('"/proc/1/environ", "/proc/1/cmdline"', '"/proc/1/environ",')
+        },
+        program=_LOOKS_FOR_INJECTIONS,
     ),
     Case(
         id="A42",
@@ -180,6 +186,10 @@ for path in ("/proc/1/environ", "/proc/1/cmdline"):
         layer=Layer.ROOT,
         args=("/", "/usr", "/usr/bin", "/usr/lib", "/etc", "/runtape", "/dev", "interpreter"),
         control=Outside(("{outside}",)),
+        in_pods={
+            "holds": "every mount but the work directory and /tmp is read-only, or takes nothing",
+            "args": ("/", "/usr", "/usr/bin", "/usr/lib", "/etc", "/runtape", "interpreter"),
+        },
         program="""
 import os, sys
 from inside import attempt, leak, tried
@@ -210,6 +220,7 @@ for path in (sys.executable, os.__file__, "/etc/ld.so.preload", "/etc/ld.so.cach
         args=("layers",),
         due_s=20.0,
         control=Outside(("{outside}",)),
+        not_in_pods=_NO_PACKAGES,
         program="""
 import os, re, sys
 from inside import attempt, leak, tried
@@ -248,6 +259,7 @@ for name in ("maps", "mountinfo", "mounts", "mountstats", "smaps", "environ"):
         due_s=20.0,
         args=("import",),
         control=Inside(args=("site",)),
+        not_in_pods=_NO_PACKAGES,
         program="""
 import site, sys
 import runtape_prove_package
@@ -355,6 +367,7 @@ if os.fork() == 0:
         started_twice=True,
         judge=_twice,
         control=Outside(("{tcp_port}",)),
+        in_pods={"kernel_without_root": ""},
         program="""
 import socket, sys
 from inside import connect, tried
