@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ WORKERS = (Role.SAGA_ORCHESTRATOR, Role.K8S_WORKER, Role.POD_MONITOR, Role.RESUL
 PORT = "{port}"
 API = (sys.executable, "-P", "-m", "runtape.cli", "up", "--port", PORT)
 STOP_S = 20.0
+LOOK_S = 0.05
 
 
 class Process:
@@ -82,6 +84,13 @@ class Process:
             if found := re.match(pattern, self._said[-1]):
                 return found
         raise AssertionError(f"{self.name} ended and never said {pattern}: {self.log.read_text()[-4000:]}")
+
+    def until_logged(self, text: str, within_s: float) -> None:
+        """Return once the process has written `text` to standard error."""
+        until_s = time.monotonic() + within_s
+        while text not in self.log.read_text():
+            assert time.monotonic() < until_s, f"{self.name} has not logged {text}: {self.log.read_text()[-3000:]}"
+            time.sleep(LOOK_S)
 
     def tell(self, line: str) -> None:
         """Send a line to the standard input of a worker of the tests."""

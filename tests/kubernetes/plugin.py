@@ -55,10 +55,11 @@ class PodCluster(Cluster):
         async with connected(self._kubernetes.kubeconfig) as connection:
             return await a_namespace(client.CoreV1Api(connection), self._kubernetes.scope)
 
-    def worker(self, role: Role) -> Process:
+    def worker(self, role: Role, **settings: str) -> Process:
         images = {
             name: {"reference": recipe.reference, "binary": binary} for name, (recipe, binary) in image.BINARIES.items()
         }
+        more: dict[str, Any] = {f"RUNTAPE_{name.upper()}": value for name, value in settings.items()}
         return self._begin(
             role,
             [sys.executable, "-m", f"workers.{role}"],
@@ -68,7 +69,7 @@ class PodCluster(Cluster):
             RUNTAPE_KUBERNETES__IMAGES=json.dumps(images),
             RUNTAPE_KUBERNETES__PULL_POLICY="Never",
             RUNTAPE_KUBERNETES__CPU="250m",
-            **self._settings,
+            **{**self._settings, **more},
         )
 
 

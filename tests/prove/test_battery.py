@@ -84,4 +84,5 @@ def test_battery_holds_for_an_ordinary_user(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(done.stdout)
     assert report["host"]["user"] == f"user {UID}"
-    assert report["counts"] == {"held": len(SOME) - 1 + 2, "held only as far as the kernel": 1, "failed": 0}
+    counts = {verdict: count for verdict, count in report["counts"].items() if count}
+    assert counts == {"held": len(SOME) - 1 + 2, "held only as far as the kernel": 1}
