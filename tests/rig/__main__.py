@@ -3,7 +3,7 @@
 `up` starts them, says how to reach them, and stays until Ctrl-C or `down`; they end with it, and keep their data.
 Where Docker is, they are containers (`choice`).
 `obtain` gets them and goes.  Kubernetes is dealt with when it is named: it is built first, begins empty each time, and
-is up beside the others or alone.  `bench`, `streams` and `pods` measure over parts of their own.
+is up beside the others or alone.  `bench`, `streams`, `pods` and `scale` measure over parts of their own.
 """
 
 import argparse
@@ -191,13 +191,14 @@ def status(which: str) -> int:
 
 def main() -> int:
     """Run the command that was given."""
-    if sys.argv[1:2] in (["bench"], ["streams"], ["pods"]):
+    if sys.argv[1:2] in (["bench"], ["streams"], ["pods"], ["scale"]):
         from tests.cluster import bench, streams  # the rest does without them
         from tests.kubernetes import bench as pods
+        from tests.kubernetes import scale
 
-        return {"bench": bench, "streams": streams, "pods": pods}[sys.argv[1]].main(sys.argv[2:])
+        return {"bench": bench, "streams": streams, "pods": pods, "scale": scale}[sys.argv[1]].main(sys.argv[2:])
     parser = argparse.ArgumentParser(prog="./runtape rig", description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("command", choices=("obtain", "up", "down", "status", "bench", "streams", "pods"))
+    parser.add_argument("command", choices=("obtain", "up", "down", "status", "bench", "streams", "pods", "scale"))
     parser.add_argument("part", nargs="?", choices=(KUBERNETES,), help="instead of the others")
     arguments = parser.parse_args()
     return {"obtain": obtain, "up": up, "down": down, "status": status}[arguments.command](arguments.part or USUAL)

@@ -124,11 +124,15 @@ def images(settings: KubernetesSettings) -> list[Image]:
     ]
     given.sort(key=lambda each: [int(number) for number in each[1].split(".")], reverse=True)
     try:
-        return [
+        found = [
             Image(reference, runtimes.in_image(lang, version, binary)) for lang, version, binary, reference in given
         ]
     except KeyError as error:
         raise Permanent(f"kubernetes.images: no language is called {error}") from error
+    for each in found:
+        if each.runtime.compile:
+            raise Permanent(f"kubernetes.images: {each.runtime.name} is compiled, and pods have no box for a compiler")
+    return found
 
 
 def _pod_settings(settings: KubernetesSettings) -> PodSettings:
