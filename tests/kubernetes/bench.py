@@ -188,8 +188,6 @@ def measure(rounds: int) -> dict[str, Any]:
             apis=1,
             each=1,
             running=AT_ONCE,
-            kubernetes__warm__most="0",
-            kubernetes__warm__least="0",
             kubernetes__warm__sizes=json.dumps({"python:3.11": {"least": WAITING, "most": WAITING}}),
         )
         server = Server(folder / "local", **limits)

@@ -68,7 +68,10 @@ class PodCluster(Cluster):
             RUNTAPE_KUBERNETES__NAMESPACE=self.namespace,
             RUNTAPE_KUBERNETES__IMAGES=json.dumps(images),
             RUNTAPE_KUBERNETES__PULL_POLICY="Never",
-            RUNTAPE_KUBERNETES__CPU="250m",
+            RUNTAPE_KUBERNETES__CPU="200m",
+            RUNTAPE_KUBERNETES__WARM__LEAST="0",
+            RUNTAPE_KUBERNETES__WARM__MOST="0",
+            RUNTAPE_KUBERNETES__WARM__SIZES=json.dumps({"python:3.11": {"least": 1, "most": 2}}),
             **{**self._settings, **more},
         )
 

@@ -93,8 +93,8 @@ MUTANTS = (
         "restart against its will",
         "A run that must not be run again is.",
         f"{EXECUTION}:_may_restart",
-        "execution.spec.on_interrupt is OnInterrupt.RESTART and ",
-        "",
+        "not ran or execution.spec.on_interrupt is OnInterrupt.RESTART",
+        "True",
     ),
     Mutant(
         "cancel without a kill",

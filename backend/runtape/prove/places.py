@@ -96,7 +96,7 @@ async def _cluster(settings: Settings) -> AsyncGenerator[Place]:
         raise ProveError(f"code cannot be run here: {error}") from error
     identity = Provider(scope=Scope.APP)
     identity.provide(lambda: ProcessIdentity(owner), provides=ProcessIdentity)
-    providers = (KubernetesProvider(), SettingsProvider(settings), identity)
+    providers = (KubernetesProvider(looks_at_network=False), SettingsProvider(settings), identity)
     no_python = 'kubernetes.images has none; add an image for "python:3.13" or another version'
     traces = PodTraces(inspection, given, owner, _servers_of(settings))
     try:

@@ -51,7 +51,7 @@ def _pods(settings: Settings, role: Role) -> Provider:
     if settings.worker.pods == "kubernetes":
         from runtape.runtime.providers.kubernetes import KubernetesMonitorProvider, KubernetesProvider
 
-        return KubernetesProvider() if role is Role.K8S_WORKER else KubernetesMonitorProvider()
+        return KubernetesProvider(looks_at_network=True) if role is Role.K8S_WORKER else KubernetesMonitorProvider()
     if role is Role.POD_MONITOR:
         return NoPodsProvider()
     from runtape.runtime.providers.sandbox import LocalSandboxProvider

@@ -33,25 +33,36 @@ log = structlog.get_logger(__name__)
 
 
 class KubernetesProvider(Provider):
-    """Pods of a Kubernetes cluster, which this process makes and owns."""
+    """Pods of a Kubernetes cluster, which this process makes and owns.
+
+    Unless it `looks_at_network`, nobody finds out what programs reach there.
+    """
 
     scope = Scope.APP
+
+    def __init__(self, *, looks_at_network: bool) -> None:
+        super().__init__()
+        self._looks_at_network = looks_at_network
 
     @provide
     async def pods(self, settings: Settings, process: ProcessIdentity) -> AsyncIterator[PodRuntime]:
         given = settings.kubernetes
         reached, of_pods, found = await configuration(given.kubeconfig), _pod_settings(given), images(given)
         warm = _warm_settings(given, settings.limits.limits())
-        looking = asyncio.ensure_future(_look_at_network(reached, of_pods, found[0].reference, given))
         pods = KubernetesPods(reached, of_pods, found, process.owner, warm)
+        looking: list[asyncio.Task[None]] = []
+        if self._looks_at_network:
+            look = _look_at_network(reached, of_pods, found[0].reference, given)
+            looking.append(asyncio.create_task(look))
         try:
             if given.require_network_policy:
-                await looking
+                await asyncio.gather(*looking)
             await pods.open()
             yield pods
         finally:
-            looking.cancel()
-            await asyncio.gather(looking, return_exceptions=True)
+            for each in looking:
+                each.cancel()
+            await asyncio.gather(*looking, return_exceptions=True)
             await pods.close()
 
 
