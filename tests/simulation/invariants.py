@@ -7,7 +7,8 @@ product: an accepted run is never lost, never ends twice, and never drops or rep
 I1     every stored execution has ended with a result, also those whose client never heard of them
 I2     `Histories`: one end, which does not change
 I3     `Histories`: the history is a path of the declared machine, and only grows
-I4     `PodServer`: no attempt starts without a stored lease, nor beside another one; attempts are bounded
+I4     `PodServer`: no attempt starts without a stored lease, nor beside another one; attempts are bounded, and the
+       program of a run that is not to be run again begins once
 I5     a key stands for one run; another body under it is refused
 I6     what was printed is what is stored, what the result tells and what was streamed
 I7     `Client`: over all its connections each event and each record once, in order; a late reader gets the same
@@ -166,7 +167,9 @@ class Checks:
         sagas = {saga.execution_id for saga in self._site.sagas()}
         require(execution.id in sagas or execution.attempt == 0, "I12", f"{execution.id} has run and has no saga")
         if execution.spec.on_interrupt is OnInterrupt.FAIL:
-            require(execution.attempt <= 1, "I4", f"{execution.id} was run again, against its will")
+            # An attempt whose program was never begun leaves nothing that would happen twice.
+            begun = [key.attempt for key in self._site.pods.started if key.execution_id == execution.id]
+            require(len(begun) <= 1, "I4", f"{execution.id} was run again, against its will: attempts {begun}")
         asked = any(step.type == "execution.cancel_requested" for step in execution.history)
         if execution.status is Status.CANCELLED:
             require(execution.attempt == 0 or asked or _between(execution), "I2", f"{execution.id}: nobody cancelled")
