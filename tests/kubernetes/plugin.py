@@ -59,21 +59,20 @@ class PodCluster(Cluster):
         images = {
             name: {"reference": recipe.reference, "binary": binary} for name, (recipe, binary) in image.BINARIES.items()
         }
-        more: dict[str, Any] = {f"RUNTAPE_{name.upper()}": value for name, value in settings.items()}
-        return self._begin(
-            role,
-            [sys.executable, "-m", f"workers.{role}"],
-            RUNTAPE_WORKER__PODS="kubernetes",
-            RUNTAPE_KUBERNETES__KUBECONFIG=str(self._kubernetes.kubeconfig),
-            RUNTAPE_KUBERNETES__NAMESPACE=self.namespace,
-            RUNTAPE_KUBERNETES__IMAGES=json.dumps(images),
-            RUNTAPE_KUBERNETES__PULL_POLICY="Never",
-            RUNTAPE_KUBERNETES__CPU="200m",
-            RUNTAPE_KUBERNETES__WARM__LEAST="0",
-            RUNTAPE_KUBERNETES__WARM__MOST="0",
-            RUNTAPE_KUBERNETES__WARM__SIZES=json.dumps({"python:3.11": {"least": 1, "most": 2}}),
-            **{**self._settings, **more},
-        )
+        given: dict[str, Any] = {
+            "RUNTAPE_WORKER__PODS": "kubernetes",
+            "RUNTAPE_KUBERNETES__KUBECONFIG": str(self._kubernetes.kubeconfig),
+            "RUNTAPE_KUBERNETES__NAMESPACE": self.namespace,
+            "RUNTAPE_KUBERNETES__IMAGES": json.dumps(images),
+            "RUNTAPE_KUBERNETES__PULL_POLICY": "Never",
+            "RUNTAPE_KUBERNETES__CPU": "200m",
+            "RUNTAPE_KUBERNETES__WARM__LEAST": "0",
+            "RUNTAPE_KUBERNETES__WARM__MOST": "0",
+            "RUNTAPE_KUBERNETES__WARM__SIZES": json.dumps({"python:3.11": {"least": 1, "most": 2}}),
+            **self._settings,
+            **{f"RUNTAPE_{name.upper()}": value for name, value in settings.items()},
+        }
+        return self._begin(role, [sys.executable, "-m", f"workers.{role}"], **given)
 
 
 @pytest.fixture(scope="session")
