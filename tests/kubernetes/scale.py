@@ -16,8 +16,9 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 from kubernetes_asyncio import client, config
@@ -29,6 +30,7 @@ from runtape.adapters.kubernetes.manifests import PodSettings
 from runtape.adapters.kubernetes.placed import ClusterPods
 from runtape.adapters.kubernetes.warm import labels_of
 from runtape.application.reaping import ROUND_S, Reaper
+from runtape.application.running import LEASE_TTL
 from runtape.bench.figures import percentile
 from runtape.domain.events import Lease
 from runtape.domain.execution import Execution
@@ -36,6 +38,7 @@ from runtape.domain.ids import ExecutionId
 from runtape.domain.limits import Limits
 from runtape.ports.placed_pods import PodState
 from runtape.ports.pod_runtime import PodKey
+from runtape.runtime.logging import configure_logging
 from tests.builders import started
 from tests.kubernetes.pods import a_namespace, connected
 from tests.rig.kubernetes.cluster import Kubernetes
@@ -67,7 +70,7 @@ class Executions:
         return [] if self.over else [self._running(each) for each in self._ids[begin : begin + count]]
 
     def _running(self, execution_id: ExecutionId) -> Execution:
-        lease = Lease(owner="worker", fence=1, expires_at=datetime.now(UTC) + timedelta(seconds=30))
+        lease = Lease(owner="worker", fence=1, expires_at=datetime.now(UTC) + LEASE_TTL)
         return replace(self._template, id=execution_id, lease=lease)
 
 
@@ -140,11 +143,12 @@ async def measured(kubernetes: Kubernetes, count: int) -> dict[str, Any]:
     executions = Executions(ids)
     pods = TimedPods(configuration, namespace, lambda _: True)
     unused: Any = None
+    monitor: Any = SimpleNamespace(lease_ttl=LEASE_TTL)
     reaper = Reaper(
         pods=pods,
         executions=cast(Any, executions),
         tape=unused,
-        monitor=unused,
+        monitor=monitor,
         clock=SystemClock(),
         concerns=lambda _: True,
     )
@@ -226,6 +230,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="./runtape rig scale", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pods", type=int, default=2000, help="how many pods there are at once")
     options = parser.parse_args(arguments)
+    configure_logging("error")
     with tempfile.TemporaryDirectory(prefix="runtape-bench-") as name:
         kubernetes = Kubernetes(Path(name) / "kubernetes")
         try:
