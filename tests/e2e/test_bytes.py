@@ -21,7 +21,7 @@ async def printed_by(real: Client, script: str, **fields: Any) -> tuple[dict[str
     """Run `script`; return the bytes of both streams, which must be the same everywhere, its result and its frames."""
     execution_id = await real.execute(script, **fields)
     async with real.stream(execution_id) as live:
-        frames = await live.rest()
+        frames = [frame for frame in await live.rest() if frame.kind != "execution_pod"]  # told once, while it happens
     result = frames[-2].data["result"]
     assert result == await real.result(execution_id)
     seqs = [frame.data["seq"] for frame in frames if frame.event == "output"]
@@ -35,7 +35,7 @@ async def printed_by(real: Client, script: str, **fields: Any) -> tuple[dict[str
         assert result[f"{stream}_bytes"] == len(data)
         assert result[f"{stream}_sha256"] == hashlib.sha256(data).hexdigest()
     async with real.stream(execution_id) as replayed:
-        assert await replayed.rest() == [frame for frame in frames if frame.kind != "execution_pod"]  # told once, live
+        assert await replayed.rest() == frames
     assert result["usage"]["output_bytes"] == len(found["stdout"]) + len(found["stderr"])
     return found, result, frames
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from kubernetes_asyncio import client
 
+from runtape.adapters.kubernetes.manifests import EXECUTION
 from runtape.runtime.roles import Role
 from tests.cluster.survival import survived
 from tests.e2e.server import Client
@@ -56,12 +57,13 @@ async def outlived(
     mend_it: Callable[[], object] = lambda: None,
     **more: Any,
 ) -> None:
-    """Let runs go on while something breaks, and check them; soon no pod is left."""
+    """Let runs go on while something breaks, and check them; soon no pod of a run is left."""
     await survived(clients, name, break_it, mend_it, runs=RUNS, over_s=OVER_S, within_s=WITHIN_S, write=script, **more)
     until_s = time.monotonic() + GONE_S
     async with connected(podded.kubeconfig) as connection:
         api = client.CoreV1Api(connection)
-        while left := [each.metadata.name for each in (await api.list_namespaced_pod(podded.namespace)).items]:
+        while found := (await api.list_namespaced_pod(podded.namespace, label_selector=EXECUTION)).items:
+            left = [each.metadata.name for each in found]
             assert time.monotonic() < until_s, f"pods are left: {left}"
             await asyncio.sleep(LOOK_S)
 
