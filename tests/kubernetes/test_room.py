@@ -12,7 +12,8 @@ from structlog.testing import capture_logs
 from runtape.adapters.kubernetes import manifests, room
 from runtape.adapters.kubernetes.connection import configuration
 from runtape.adapters.kubernetes.manifests import RUNNER_MB, PodSettings
-from runtape.adapters.kubernetes.room import ClusterRooms, quantity, room_of
+from runtape.adapters.kubernetes.quantities import quantity
+from runtape.adapters.kubernetes.room import ClusterRooms, room_of
 from runtape.domain.limits import Limits
 from runtape.ports.room import Room
 from tests.rig.kubernetes.cluster import Kubernetes

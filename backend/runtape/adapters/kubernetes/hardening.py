@@ -6,10 +6,11 @@ API server and admission fill in and that no program gains anything by.
 
 import re
 from collections.abc import Mapping, Sequence
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Any, Final
 
 from runtape.adapters.kubernetes.manifests import MANAGED_BY, NAME
+from runtape.adapters.kubernetes.quantities import quantity
 
 _FILLED_IN: Final[Mapping[str, Mapping[str, Any]]] = {
     "spec": {
@@ -34,14 +35,6 @@ _FALSE_WHEN_ABSENT: Final = frozenset({"hostNetwork", "hostPID", "hostIPC", "std
 _AMOUNT: Final = re.compile(r"spec\.containers\[0]\.resources\..*|spec\.volumes\[\d+]\.emptyDir\.sizeLimit")
 _SELECTED_BY: Final = (MANAGED_BY, NAME)
 """Labels that network policies find our pods by."""
-_UNITS: Final = {
-    "n": Decimal("1e-9"),
-    "u": Decimal("1e-6"),
-    "m": Decimal("1e-3"),
-    "": Decimal(1),
-    **{unit: Decimal(1000) ** power for power, unit in enumerate("kMGTPE", 1)},
-    **{f"{unit}i": Decimal(1024) ** power for power, unit in enumerate("KMGTPE", 1)},
-}
 
 
 def difference(live: Mapping[str, Any], demanded: Mapping[str, Any]) -> str | None:
@@ -78,9 +71,8 @@ def _different_fields(live: Mapping[str, Any], demanded: Mapping[str, Any], plac
 
 
 def _amount(text: Any) -> Decimal | None:
-    """Return a quantity as Kubernetes writes it as a number; None when it is none."""
-    found = re.fullmatch(r"([0-9.]+(?:[eE][+-]?[0-9]+)?)([A-Za-z]{0,2})", str(text))
+    """Return a quantity as a number; None when it is none."""
     try:
-        return Decimal(found[1]) * _UNITS[found[2]] if found else None
-    except (InvalidOperation, KeyError):
+        return quantity(str(text))
+    except ValueError:
         return None

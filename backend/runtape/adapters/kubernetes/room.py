@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
@@ -14,6 +13,7 @@ from kubernetes_asyncio import client
 from runtape.adapters.kubernetes import manifests
 from runtape.adapters.kubernetes.api import RAW, asked
 from runtape.adapters.kubernetes.manifests import PodSettings
+from runtape.adapters.kubernetes.quantities import quantity
 from runtape.domain.limits import Limits
 from runtape.ports.errors import InfrastructureError, Permanent
 from runtape.ports.room import Room
@@ -27,23 +27,7 @@ ANSWER_S: Final = 3.0
 CPU: Final = "cpu"
 MEMORY: Final = "memory"
 DISK: Final = "ephemeral-storage"
-_QUANTITY: Final = re.compile(r"([+-]?\d*\.?\d+(?:[eE][+-]?\d+)?)([a-zA-Z]*)", re.ASCII)
-_SUFFIXES: Final = {
-    **{
-        suffix: Decimal(1000) ** power
-        for power, suffix in enumerate(["n", "u", "m", "", "k", "M", "G", "T", "P", "E"], -3)
-    },
-    **{suffix: Decimal(1024) ** power for power, suffix in enumerate(["Ki", "Mi", "Gi", "Ti", "Pi", "Ei"], 1)},
-}
 _MIB: Final = 1 << 20
-
-
-def quantity(text: str) -> Decimal:
-    """Return a quantity as Kubernetes writes them (0.5, 500m, 64Mi, 1e3).  Raises: ValueError."""
-    found = _QUANTITY.fullmatch(text)
-    if found is None or found[2] not in _SUFFIXES:
-        raise ValueError(f"{text!r} is no quantity")
-    return Decimal(found[1]) * _SUFFIXES[found[2]]
 
 
 class ClusterRooms:
