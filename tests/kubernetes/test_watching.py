@@ -165,7 +165,7 @@ async def test_a_watch_that_is_refused_as_too_old_is_listed_anew(watched: Watche
     await watched.until(lambda: watched.known == {"first", "second"}, within_s=5)
 
 
-@pytest.mark.parametrize("status", [401, 429, 500, 503])
+@pytest.mark.parametrize("status", [401, 403, 429, 500, 503])
 async def test_refusals_are_waited_out_with_growing_pauses(watched: Watched, status: int) -> None:
     asked: list[float] = []
 

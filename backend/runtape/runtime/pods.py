@@ -62,7 +62,6 @@ class KubernetesSettings(Section):
         default=False,
         description="whether pods have user namespaces of their own, which nodes must be able to make",
     )
-
     require_network_policy: bool = Field(
         default=False, description="whether to run nothing where no NetworkPolicy is seen to keep pods from the network"
     )

@@ -85,8 +85,6 @@ class Listed:
 class PodApi:
     """Pods of one namespace; `close` ends its connections."""
 
-    _asked = staticmethod(asked)
-
     def __init__(self, configuration: client.Configuration, namespace: str) -> None:
         self.namespace = namespace
         self._client = client.ApiClient(configuration)
@@ -112,12 +110,12 @@ class PodApi:
 
     async def create(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
         """Make a pod and return it.  Raises: Exists; QuotaExceeded; Transient; Permanent."""
-        return await self._asked(self._core.create_namespaced_pod(self.namespace, manifest, **RAW))
+        return await asked(self._core.create_namespaced_pod(self.namespace, manifest, **RAW))
 
     async def read(self, name: str) -> dict[str, Any] | None:
         """Return a pod as it is now, None when there is none.  Raises: Transient."""
         try:
-            return await self._asked(self._core.read_namespaced_pod(name, self.namespace, **RAW))
+            return await asked(self._core.read_namespaced_pod(name, self.namespace, **RAW))
         except Missing:
             return None
 
@@ -126,7 +124,7 @@ class PodApi:
 
         Raises: Changed, when it has another; Missing; Transient, when nobody knows whether it was changed; Permanent.
         """
-        return await self._asked(self._core.patch_namespaced_pod(name, self.namespace, changes, **RAW))
+        return await asked(self._core.patch_namespaced_pod(name, self.namespace, changes, **RAW))
 
     async def delete(self, name: str, grace_s: int = 0, version: str | None = None) -> None:
         """Have a pod deleted; nothing when there is none.
@@ -136,11 +134,11 @@ class PodApi:
         options = {"gracePeriodSeconds": grace_s}
         body = options | ({"preconditions": {"resourceVersion": version}} if version is not None else {})
         with contextlib.suppress(Missing):
-            await self._asked(self._core.delete_namespaced_pod(name, self.namespace, body=body, **RAW))
+            await asked(self._core.delete_namespaced_pod(name, self.namespace, body=body, **RAW))
 
     async def list(self, selector: str) -> Listed:
         """Return the pods that `selector` finds.  Raises: Transient."""
-        found = await self._asked(self._core.list_namespaced_pod(self.namespace, label_selector=selector, **RAW))
+        found = await asked(self._core.list_namespaced_pod(self.namespace, label_selector=selector, **RAW))
         return Listed(found["items"], found["metadata"]["resourceVersion"])
 
     async def watch(self, selector: str, version: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:

@@ -43,7 +43,7 @@ from runtape.domain.execution import LEASE_GRACE
 from runtape.domain.limits import Limits
 from runtape.domain.outcome import Outcome, TimelinePoint, Usage
 from runtape.domain.tape import Record
-from runtape.ports.errors import Transient
+from runtape.ports.errors import InfrastructureError, Transient
 from runtape.ports.pod_runtime import PodArtifact, PodEnded, PodKey
 
 log = structlog.get_logger(__name__)
@@ -142,7 +142,7 @@ class Attempt:
         """End an attempt whose runner is out of reach, unless the API says how it ended, or says nothing."""
         try:
             pod = await api.read(name)
-        except Transient as error:
+        except InfrastructureError as error:
             log.info("pod.not_looked_at", pod=name, error=str(error))
         else:
             if self.seen(pod):

@@ -9,7 +9,7 @@ from typing import Any, Final
 import structlog
 
 from runtape.adapters.kubernetes.api import Gone, PodApi
-from runtape.ports.errors import Transient
+from runtape.ports.errors import InfrastructureError, Transient
 
 log = structlog.get_logger(__name__)
 
@@ -51,9 +51,9 @@ class Pods:
                 await self._watch(await self._list(), began_s + RELIST_S)
             except Gone as error:
                 log.info("pods.listed_anew", reason=str(error))
-            except Transient as error:
+            except InfrastructureError as error:  # also a refusal: rights come back as well, and nobody else watches
                 self._up_to_date = False
-                asked_s = error.retry_after_s or 0.0
+                asked_s = (isinstance(error, Transient) and error.retry_after_s) or 0.0
                 log.warning("pods.not_watched", error=str(error))
             if time.monotonic() - began_s > _LONGEST_PAUSE_S:
                 pause_s = _PAUSE_S
