@@ -226,6 +226,8 @@ def _kubernetes() -> str | None:
 
     if "kubernetes" in addresses():
         return None
+    if "PYTEST_XDIST_WORKER" in os.environ and "kubernetes" not in _required():
+        return "its node needs this machine's processors; RUNTAPE_REQUIRE=kubernetes ./runtape test -n 0 -m kubernetes"
     if programs.missing():
         return "it has not been built; ./runtape rig obtain kubernetes does that, in some minutes"
     return machine.why_impossible()
@@ -272,6 +274,7 @@ def _required() -> frozenset[str]:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "embedded: the test is about the embedded profile alone")
+    config.addinivalue_line("markers", "kubernetes: the test is over Kubernetes, or about what is made for it")
     config.addinivalue_line("markers", f"needs(*parts): parts that the test needs ({', '.join(PARTS)})")
     config.stash[_SKIPS] = SkipSummary()
     config.pluginmanager.register(config.stash[_SKIPS])
@@ -279,8 +282,12 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"RUNTAPE_REQUIRE names {', '.join(sorted(unknown))}; the parts are {', '.join(PARTS)}")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the cluster and the longest files, whatever number of tests they have: none is left over then."""
+    for item in items:
+        if shared_cluster(item.nodeid) == KUBERNETES:
+            item.add_marker("kubernetes")
     first = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: -1 if shared_cluster(item.nodeid) else first.get(item.path.stem, len(first)))
 

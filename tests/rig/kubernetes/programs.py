@@ -18,6 +18,9 @@ PAUSE = Path(__file__).parent / "pause.c"
 SUITE = "bookworm"
 RUNTIME = ("containerd", "runc", "containernetworking-plugins", "libseccomp2")
 TELL_EVERY_S = 30.0
+COLLECT_AT = "400"
+"""How much a compiler's heap may grow by, in percent, before it is collected: a fifth of the processor's time less than
+with 100, for half as much memory again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +57,7 @@ class GoProgram:
     def _make(self, folder: Path) -> None:
         if shutil.which("go") is None:
             raise Unobtainable(f"{self.name} is built here, which needs Go 1.24 or newer")
-        environment = {**os.environ, "CGO_ENABLED": "0"}
+        environment = {**os.environ, "CGO_ENABLED": "0", "GOGC": COLLECT_AT}
         listed = subprocess.run(
             ["go", "list", "-deps", self.package],
             cwd=self.module,
