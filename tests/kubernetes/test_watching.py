@@ -45,7 +45,7 @@ class Watched:
     async def make(self, name: str) -> None:
         pod = a_pod(PYTHON.reference, ["python", "-c", "0"])
         pod["metadata"] = {"name": name, "labels": {"test": "watched"}}
-        pod["spec"]["nodeName"] = "nowhere"  # it is not to change by itself
+        pod["spec"]["schedulerName"] = "nobody"  # it is not to change by itself
         await self.core.create_namespaced_pod(self.namespace, pod)
 
     async def remove(self, name: str) -> None:
