@@ -1,9 +1,10 @@
 """What a run in a pod takes beside one in a local slot: `./runtape rig pods`.
 
 A server over local sandboxes and a cluster over Kubernetes stand side by side on this machine, and are asked in turn,
-one run after another: in a local slot, in a warm pod, and in a pod that is made for it.  Then many ask at once: pods
-that are made for each, and more runs than warm pods wait for (``drained``: those of them that found none).  Times are
-milliseconds from the submission until the client has the first byte, and until it has the result.
+one run after another, each once nothing is left of the one before: in a local slot, in a warm pod, and in a pod that is
+made for it.  Then many ask at once: pods that are made for each, and more runs than warm pods wait for (``drained``:
+those of them that found none).  Times are milliseconds from the submission until the client has the first byte, and
+until it has the result.
 
 The calls are those that the worker makes to the API of Kubernetes for each warm run, as its audit log has them, without
 the watches.
@@ -23,6 +24,7 @@ from typing import Any
 
 from kubernetes_asyncio import client
 
+from runtape.adapters.kubernetes.manifests import STATE, WARM
 from runtape.bench.figures import percentile
 from runtape.domain.limits import Limits
 from tests.cluster.plugin import seeded
@@ -37,7 +39,10 @@ WAITING = 2
 AT_ONCE = 4
 NOT_WARM = {"memory_mb": Limits().memory_mb + 1}
 """Limits that no warm pod has."""
+CPU = "300m"
+"""What each pod may use; six are there at once, on two processors."""
 REFILLED_S = 60.0
+LOOK_S = 0.1
 SCRIPT = "print('hello', flush=True)"
 
 
@@ -69,21 +74,21 @@ async def ask(of: Client, **fields: Any) -> Asked:
 
 
 async def refilled(cluster: PodCluster) -> None:
-    """Return once as many warm pods wait as there are to be."""
+    """Return once as many warm pods wait as there are to be, and no other pod is left: the node has nothing to do."""
     until_s = time.monotonic() + REFILLED_S
     async with connected(cluster.kubeconfig) as connection:
         api = client.CoreV1Api(connection)
         while True:
-            found = (await api.list_namespaced_pod(cluster.namespace, label_selector="runtape.dev/state=warm")).items
-            ready = Counter(
-                each.metadata.labels["runtape.dev/pool"]
+            found = (await api.list_namespaced_pod(cluster.namespace)).items
+            ready = sum(
+                each.metadata.labels.get(STATE) == WARM
+                and any(one.type == "Ready" and one.status == "True" for one in each.status.conditions or ())
                 for each in found
-                if any(one.type == "Ready" and one.status == "True" for one in each.status.conditions or ())
             )
-            if ready["python-3.11"] >= WAITING:
+            if ready == len(found) == WAITING:
                 return
-            assert time.monotonic() < until_s, f"the pool is not full: {ready}"
-            await asyncio.sleep(0.05)
+            assert time.monotonic() < until_s, f"{ready} of {len(found)} pods wait for programs"
+            await asyncio.sleep(LOOK_S)
 
 
 async def in_turn(cluster: PodCluster, here: Client, there: Client, rounds: int) -> dict[str, list[Asked]]:
@@ -92,11 +97,9 @@ async def in_turn(cluster: PodCluster, here: Client, there: Client, rounds: int)
     for number in range(rounds + 1):
         _say(f"one after another, {number} of {rounds}")
         await refilled(cluster)
-        asked = {
-            "local slot": await ask(here),
-            "warm pod": await ask(there),
-            "cold pod": await ask(there, limits=NOT_WARM),
-        }
+        asked = {"local slot": await ask(here), "warm pod": await ask(there)}
+        await refilled(cluster)
+        asked["cold pod"] = await ask(there, limits=NOT_WARM)
         assert asked["warm pod"].start == "warm", asked
         assert asked["cold pod"].start == "cold", asked
         if number:  # the first is for whatever is made once
@@ -188,6 +191,7 @@ def measure(rounds: int) -> dict[str, Any]:
             apis=1,
             each=1,
             running=AT_ONCE,
+            kubernetes__cpu=CPU,
             kubernetes__warm__sizes=json.dumps({"python:3.11": {"least": WAITING, "most": WAITING}}),
         )
         server = Server(folder / "local", **limits)
