@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 from kubernetes_asyncio import client
 
 from runtape.adapters.kubernetes.manifests import CLAIMED, EXECUTION, OWNER, STATE, PodSettings
@@ -25,8 +26,8 @@ from runtape.ports.pod_runtime import PodRuntime, PodStart
 from tests.contract import test_pod_runtime as suite
 from tests.contract.test_pod_runtime import PodRuntimeContract, Program
 from tests.kubernetes import image
-from tests.kubernetes.lossy_proxy import Fault, proxied
 from tests.kubernetes.pods import eventually
+from tests.kubernetes.proxy import Fate, Lose, Refuse, http_proxy, verb
 from tests.kubernetes.waiting import (
     VERSION,
     ended,
@@ -248,15 +249,15 @@ async def test_a_claim_whose_answer_is_lost_is_found_by_its_label(
 ) -> None:
     lost: list[str] = []
 
-    def faults(method: str, path: str) -> Fault | None:
-        if method == "PATCH" and not lost:
-            lost.append(path)
-            return Fault.LOSE_ANSWER
+    def faults(request: web.Request) -> Fate | None:
+        if verb(request) == "patch" and not lost:
+            lost.append(request.path)
+            return Lose()
         return None
 
     async with (
-        proxied(configuration, faults) as through,
-        workers(through, settings, bash, warm=2) as [worker],
+        http_proxy(configuration, faults) as proxy,
+        workers(proxy.configuration, settings, bash, warm=2) as [worker],
     ):
         before = await names(api, settings.namespace, warm_ones())
         assert await worker.start(spec("e", "sleep 60"), 1, soon()) is PodStart.WARM
@@ -271,17 +272,17 @@ async def test_a_start_that_follows_a_claim_of_which_nobody_knows_runs_the_progr
     broken = True
     lost: list[str] = []
 
-    def faults(method: str, path: str) -> Fault | None:
-        if broken and method == "PATCH":
-            lost.append(path)
-            return Fault.LOSE_ANSWER
-        if broken and EXECUTION.replace("/", "%2F") in path:
-            return Fault.REFUSE
+    def faults(request: web.Request) -> Fate | None:
+        if broken and verb(request) == "patch":
+            lost.append(request.path)
+            return Lose()
+        if broken and EXECUTION in request.query.get("labelSelector", ""):
+            return Refuse(503)
         return None
 
     async with (
-        proxied(configuration, faults) as through,
-        workers(through, settings, bash, warm=2) as [worker],
+        http_proxy(configuration, faults) as proxy,
+        workers(proxy.configuration, settings, bash, warm=2) as [worker],
     ):
         before = await names(api, settings.namespace, warm_ones())
         with pytest.raises(Transient):

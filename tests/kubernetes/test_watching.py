@@ -17,7 +17,7 @@ from runtape.adapters.kubernetes import watching
 from runtape.adapters.kubernetes.api import PodApi
 from runtape.adapters.kubernetes.watching import Pods
 from tests.kubernetes.pods import SOON_S, a_pod
-from tests.kubernetes.proxy import HttpProxy, http_proxy, refusal
+from tests.kubernetes.proxy import HttpProxy, Refuse, http_proxy, no_fault
 from tests.rig.given import GivenKubernetes
 from tests.rig.kubernetes.cluster import Kubernetes
 from tests.rig.kubernetes.images import PYTHON
@@ -111,12 +111,12 @@ async def test_changes_come_by_the_watch_alone(watched: Watched) -> None:
 
 async def test_what_happened_while_a_watch_was_cut_is_found(watched: Watched) -> None:
     watch = watched.proxy.watches[0]
-    watched.proxy.fault = lambda request: refusal(500)
+    watched.proxy.faults = lambda request: Refuse(500)
     watch.cut()
     await watched.until(lambda: not watched.pods.up_to_date)
     await watched.make("second")
     await watched.remove("first")
-    watched.proxy.fault = lambda request: None
+    watched.proxy.faults = no_fault
     await watched.until(lambda: watched.known == {"second"} and watched.pods.up_to_date)
 
 
@@ -150,14 +150,14 @@ async def test_a_version_that_is_too_old_is_listed_anew_at_once(watched: Watched
 async def test_a_watch_that_is_refused_as_too_old_is_listed_anew(watched: Watched) -> None:
     refused: list[str] = []
 
-    def fault(request: web.Request) -> web.Response | None:
+    def faults(request: web.Request) -> Refuse | None:
         if "watch" not in request.query or len(refused) >= 3:
             return None
         refused.append(request.query["resourceVersion"])
-        return refusal(410, "too old resource version")
+        return Refuse(410, "too old resource version")
 
     lists = watched.proxy.lists
-    watched.proxy.fault = fault
+    watched.proxy.faults = faults
     watched.proxy.watches[0].cut()
     await watched.until(lambda: len(refused) == 3 and bool(watched.proxy.watches))
     assert watched.proxy.lists >= lists + 3
@@ -169,18 +169,18 @@ async def test_a_watch_that_is_refused_as_too_old_is_listed_anew(watched: Watche
 async def test_refusals_are_waited_out_with_growing_pauses(watched: Watched, status: int) -> None:
     asked: list[float] = []
 
-    def fault(request: web.Request) -> web.Response:
+    def faults(request: web.Request) -> Refuse:
         asked.append(time.monotonic())
-        return refusal(status, **{"retry-after": "1"})
+        return Refuse(status, retry_after_s=1)
 
-    watched.proxy.fault = fault
+    watched.proxy.faults = faults
     watched.proxy.watches[0].cut()
     await watched.make("second")
     await watched.until(lambda: len(asked) >= 4)
     pauses = [later - earlier for earlier, later in itertools.pairwise(asked)]
     assert pauses[-1] > 0.7
     assert not watched.pods.up_to_date
-    watched.proxy.fault = lambda request: None
+    watched.proxy.faults = no_fault
     await watched.until(lambda: watched.known == {"first", "second"} and watched.pods.up_to_date)
 
 
