@@ -18,6 +18,7 @@ from aiohttp import web
 from kubernetes_asyncio import client, config
 
 CHUNK_BYTES = 65536
+LOOK_S = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +50,10 @@ class Break:
 
 @dataclass(frozen=True, slots=True)
 class Delay:
-    """A request is carried out, and its answer begins so much later."""
+    """A request is carried out, and its answer begins so much later; `on_its_way`, it is also carried out later."""
 
     by_s: float
+    on_its_way: bool = False
 
 
 Fate = Refuse | Lose | Break | Delay
@@ -98,6 +100,12 @@ class HttpProxy:
     """Those that are open."""
     asked: list[Asked] = field(default_factory=list)
     """Every request."""
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+    """The one that it works in."""
+
+    def cut_watches(self) -> None:
+        """Cut all watches that are open; for other threads."""
+        self.loop.call_soon_threadsafe(lambda: [watch.cut() for watch in self.watches])
 
     @property
     def lists(self) -> int:
@@ -111,6 +119,8 @@ class Watch:
 
     answer: web.StreamResponse
     silent: bool = False
+    held: bool = False
+    """Whether events are kept back, until it is not."""
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     def cut(self) -> None:
@@ -146,14 +156,14 @@ async def http_proxy(configuration: client.Configuration, faults: Faults = no_fa
 @contextlib.contextmanager
 def http_proxy_beside(kubeconfig: Path, through: Path) -> Iterator[HttpProxy]:
     """Put a proxy in front of the API that `kubeconfig` names, in a thread; `through` will name the proxy."""
-    begun: Future[tuple[HttpProxy, Callable[[], object]]] = Future()
+    begun: Future[HttpProxy] = Future()
+    over = asyncio.Event()
 
     async def work() -> None:
-        over, loop = asyncio.Event(), asyncio.get_running_loop()
         configuration = client.Configuration()
         await config.load_kube_config(str(kubeconfig), client_configuration=configuration)
         async with http_proxy(configuration) as proxy:
-            begun.set_result((proxy, lambda: loop.call_soon_threadsafe(over.set)))
+            begun.set_result(proxy)
             await over.wait()
 
     def run() -> None:
@@ -166,7 +176,7 @@ def http_proxy_beside(kubeconfig: Path, through: Path) -> Iterator[HttpProxy]:
 
     thread = threading.Thread(target=run)
     thread.start()
-    proxy, end = begun.result()
+    proxy = begun.result()
     content = {
         "clusters": [{"name": "proxy", "cluster": {"server": proxy.configuration.host}}],
         "users": [{"name": "proxy", "user": {}}],
@@ -177,7 +187,7 @@ def http_proxy_beside(kubeconfig: Path, through: Path) -> Iterator[HttpProxy]:
     try:
         yield proxy
     finally:
-        end()
+        proxy.loop.call_soon_threadsafe(over.set)
         thread.join()
 
 
@@ -196,14 +206,19 @@ class _Way:
             return _refusal(fate)
         if request.headers.get("upgrade"):
             return await self._pass_socket_on(request, fate)
+        if isinstance(fate, Delay) and fate.on_its_way:
+            await asyncio.sleep(fate.by_s)
         headers = {name: value for name, value in request.headers.items() if name.lower() not in _HOP}
         url, body = f"{self._host}{request.path_qs}", await request.read()
         async with self._session.request(request.method, url, headers=headers, data=body, timeout=_NEVER) as answer:
-            if isinstance(fate, Delay):
+            if isinstance(fate, Delay) and not fate.on_its_way:
                 await asyncio.sleep(fate.by_s)
-            if "watch" in request.query and answer.status == 200 and not isinstance(fate, Lose):
+            watches = "watch" in request.query and answer.status == 200
+            if watches and fate == Break(0, told=True):
+                return web.Response()
+            if watches and not isinstance(fate, Lose):
                 return await self._pass_watch_on(request, answer, fate)
-            content = await answer.read()
+            content = b"" if watches else await answer.read()
             if isinstance(fate, Lose):
                 return _cut(request)
             passed = web.StreamResponse(status=answer.status, headers={"content-type": answer.content_type})
@@ -226,12 +241,15 @@ class _Way:
 
         async def lines() -> None:
             left = fate.after_bytes if isinstance(fate, Break) else None
-            async for line in answer.content:
-                if watch.silent:
-                    continue
-                await told.write(line[:left])
-                if left is not None and (left := left - len(line)) <= 0:
+            while left is None or left > 0:
+                line = await answer.content.readline()
+                if not line:
                     break
+                while watch.held:  # noqa: ASYNC110
+                    await asyncio.sleep(LOOK_S)
+                if not watch.silent:
+                    await told.write(line[:left])
+                    left = None if left is None else left - len(line)
             if isinstance(fate, Break) and not fate.told:
                 watch.cut()
 

@@ -12,7 +12,7 @@ import pytest
 from kubernetes_asyncio import client, config
 
 from runtape.adapters.kubernetes import leases
-from runtape.adapters.kubernetes.api import Changed, Exists, Missing
+from runtape.adapters.kubernetes.api import Changed, Exists, Forbidden, Missing
 from runtape.adapters.kubernetes.leases import LeaseApi, Leases, Partitions
 from runtape.ports.errors import Unavailable
 from tests.rig.given import GivenKubernetes
@@ -70,12 +70,12 @@ class Cuttable:
 
     def __init__(self, inner: LeaseApi) -> None:
         self._inner = inner
-        self.cut = False
+        self.trouble: Exception | None = None
 
     def __getattr__(self, name: str) -> Any:
         async def call(*arguments: Any) -> Any:
-            if self.cut:
-                raise Unavailable("the network is gone")
+            if self.trouble is not None:
+                raise self.trouble
             return await getattr(self._inner, name)(*arguments)
 
         return call
@@ -158,19 +158,22 @@ async def test_processes_come_to_equal_shares_and_a_leaving_one_hands_its_own_on
             await work.until(lambda: work.held() == [0, 2, 2])
 
 
-async def test_what_a_process_held_that_is_cut_off_is_taken_when_its_lease_is_over_and_not_held_by_two() -> None:
+@pytest.mark.parametrize("trouble", [Unavailable("the network is gone"), Forbidden("its rights are gone")])
+async def test_what_a_process_held_that_is_cut_off_is_taken_when_its_lease_is_over_and_not_held_by_two(
+    trouble: Exception,
+) -> None:
     loop = asyncio.get_running_loop()
     async with shared(InMemory()) as work:
         lost = work.begin("a")
         work.begin("b")
         await work.until(lambda: work.held() == [2, 2])
-        lost.way.cut = True
+        lost.way.trouble = trouble
         cut_at = loop.time()
         await work.until(lambda: not lost.partitions.held)
         assert loop.time() - cut_at < LASTS_S, "it has stopped before anybody else can begin"
         await work.until(lambda: work.held() == [0, 4])
         assert loop.time() - cut_at < LASTS_S + 1
-        lost.way.cut = False
+        lost.way.trouble = None
         await work.until(lambda: work.held() == [2, 2])
 
 
@@ -253,7 +256,7 @@ async def test_lease_objects_of_a_real_cluster_are_shared_handed_on_and_inherite
             for name in "abc":
                 work.begin(f"{name}-{suffix}")
             await work.until(lambda: sorted(work.held()) == [1, 1, 2])
-            work.processes[0].way.cut = True
+            work.processes[0].way.trouble = Unavailable("the network is gone")
             await work.until(lambda: work.held() == [0, 2, 2])
             work.processes[1].task.cancel()
             await work.until(lambda: work.held() == [0, 0, 4])

@@ -17,7 +17,7 @@ from runtape.adapters.kubernetes import watching
 from runtape.adapters.kubernetes.api import PodApi
 from runtape.adapters.kubernetes.watching import Pods
 from tests.kubernetes.pods import SOON_S, a_pod
-from tests.kubernetes.proxy import HttpProxy, Refuse, http_proxy, no_fault
+from tests.kubernetes.proxy import Break, Delay, Fate, HttpProxy, Refuse, http_proxy, no_fault, verb
 from tests.rig.given import GivenKubernetes
 from tests.rig.kubernetes.cluster import Kubernetes
 from tests.rig.kubernetes.images import PYTHON
@@ -118,6 +118,37 @@ async def test_what_happened_while_a_watch_was_cut_is_found(watched: Watched) ->
     await watched.remove("first")
     watched.proxy.faults = no_fault
     await watched.until(lambda: watched.known == {"second"} and watched.pods.up_to_date)
+
+
+async def test_a_watch_that_is_not_answered_is_asked_for_anew(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api_module, "TIMEOUT_S", 1.0)
+    unanswered: list[Fate] = [Delay(60.0)]
+    watched.proxy.faults = lambda request: unanswered.pop() if unanswered and verb(request) == "watch" else None
+    watched.proxy.watches[0].cut()
+    await watched.until(lambda: not unanswered)
+    await watched.make("second")
+    await watched.until(lambda: watched.known == {"first", "second"} and bool(watched.proxy.watches), within_s=15)
+
+
+async def test_watches_that_end_at_once_are_begun_anew(watched: Watched) -> None:
+    ends = [Break(0, told=True)] * 5
+    watched.proxy.faults = lambda request: ends.pop() if ends and verb(request) == "watch" else None
+    watched.proxy.watches[0].cut()
+    await watched.until(lambda: not ends)
+    await watched.make("second")
+    await watched.until(lambda: watched.known == {"first", "second"}, within_s=15)
+
+
+async def test_a_watch_that_ends_in_the_middle_of_a_line_as_if_that_was_all_is_begun_anew(watched: Watched) -> None:
+    ends = [Break(200, told=True)] * 2
+    watched.proxy.faults = lambda request: ends.pop() if ends and verb(request) == "watch" else None
+    await watched.watch_anew()
+    for name in ("second", "third"):
+        await watched.make(name)
+        await watched.until(lambda name=name: name in watched.known, within_s=15)
+    assert not ends
 
 
 async def test_a_watch_that_says_nothing_at_all_is_given_up(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,9 @@ TIDY_INTERVAL_S = 10.0
 FLUSH_INTERVAL_S = 0.02
 """The pause after a flush of a pod's output, in which more can gather; none after the first and at the end."""
 
-START_TRIES = 5
+START_TRIES = 9
+"""With their pauses 16 s: where pods are made may be out of reach for so long, and no attempt is spent on that."""
+LOOK_TRIES = 5
 KILL_TRIES = 5
 
 
@@ -178,7 +180,7 @@ class Worker:
     async def _may_run(self, key: PodKey) -> bool:
         """Whether the attempt is still wanted: what was decided before the pod was known here has killed nothing."""
         try:
-            current = await persistently(lambda: self._executions.get(key.execution_id), "attempt.look_up", START_TRIES)
+            current = await persistently(lambda: self._executions.get(key.execution_id), "attempt.look_up", LOOK_TRIES)
         except Transient:
             return False
         return current is not None and _is_wanted(current, key)

@@ -6,6 +6,7 @@ Answers are plain JSON: the client's models take longer to make than the API tak
 import asyncio
 import contextlib
 import copy
+import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass
@@ -60,17 +61,21 @@ class Gone(Transient):
     """What was to be continued from is too old: everything is to be listed anew."""
 
 
+class Forbidden(Permanent):
+    """This account may not do that, or nobody may; also for a moment, of an API that has just begun."""
+
+
 async def asked(call: Any) -> Any:
     """Return the JSON that the API answers to a call of its client.
 
-    Raises: Exists; Changed; Missing; Gone; QuotaExceeded; Unavailable; Transient; Permanent.
+    Raises: Exists; Changed; Missing; Gone; QuotaExceeded; Unavailable; Transient; Forbidden; Permanent.
     """
     try:
         async with asyncio.timeout(TIMEOUT_S):
             async with await call as answer:
                 await _checked(answer)
                 return msgspec.json.decode(await answer.read())
-    except _BROKEN as error:
+    except (*_BROKEN, msgspec.DecodeError) as error:  # the latter: who stands between ended it in the middle
         raise Unavailable(f"Kubernetes does not answer: {error or type(error).__name__}") from error
 
 
@@ -126,13 +131,15 @@ class PodApi:
         """
         return await asked(self._core.patch_namespaced_pod(name, self.namespace, changes, **RAW))
 
-    async def delete(self, name: str, grace_s: int = 0, version: str | None = None) -> None:
+    async def delete(self, name: str, grace_s: int = 0, version: str | None = None, uid: str | None = None) -> None:
         """Have a pod deleted; nothing when there is none.
 
-        Raises: Changed, when it has another ``resourceVersion`` than `version`, if that is given; Transient.
+        Raises: Changed, when it has another ``resourceVersion`` than `version`, or another ``uid``, if that is given;
+        Transient; Permanent.
         """
-        options = {"gracePeriodSeconds": grace_s}
-        body = options | ({"preconditions": {"resourceVersion": version}} if version is not None else {})
+        given = {"resourceVersion": version, "uid": uid}
+        preconditions = {name: value for name, value in given.items() if value is not None}
+        body = {"gracePeriodSeconds": grace_s, "preconditions": preconditions}
         with contextlib.suppress(Missing):
             await asked(self._core.delete_namespaced_pod(name, self.namespace, body=body, **RAW))
 
@@ -145,7 +152,7 @@ class PodApi:
         """Yield what happens to the pods that `selector` finds after `version`: what it is, and the pod.
 
         Ends after some minutes; the last pod's, or bookmark's, ``resourceVersion`` is where to go on.
-        Raises: Gone; Transient.
+        Raises: Gone; Unavailable; Transient; Permanent.
         """
         call = self._core.list_namespaced_pod(
             self.namespace,
@@ -158,16 +165,19 @@ class PodApi:
             _request_timeout=aiohttp.ClientTimeout(total=None, sock_connect=TIMEOUT_S, sock_read=SILENCE_S),
         )
         try:
-            async with await call as answer:
+            async with asyncio.timeout(TIMEOUT_S):  # a watch is answered at once, whatever it has to say
+                asked_for = await call
+            async with asked_for as answer:
                 await _checked(answer)
-                self._leave(answer.connection.transport.get_extra_info("socket"))
+                if answer.connection is not None:  # else it has ended already
+                    self._leave(answer.connection.transport.get_extra_info("socket"))
                 async for line in answer.content:
                     event = msgspec.json.decode(line)
                     if event["type"] == "ERROR":
                         status = event["object"]
                         raise (Gone if status.get("code") == _GONE else Transient)(status.get("message") or "watch")
                     yield event["type"], event["object"]
-        except _BROKEN as error:
+        except (*_BROKEN, msgspec.DecodeError) as error:
             raise Unavailable(f"Kubernetes does not answer: {error or type(error).__name__}") from error
 
     @contextlib.asynccontextmanager
@@ -198,7 +208,8 @@ class PodApi:
                     await socket.close()
 
     def _leave(self, socket: Any) -> None:
-        self._left = {each for each in self._left if each.fileno() >= 0} | {socket}
+        """Take note of a connection's socket, None: it is lost already."""
+        self._left = {each for each in (*self._left, socket) if each is not None and each.fileno() >= 0}
 
 
 class Attachment:
@@ -249,11 +260,17 @@ async def _checked(answer: aiohttp.ClientResponse) -> None:
             raise Exists(said) if reason == "AlreadyExists" else Changed(said)
         case code if code == _GONE:
             raise Gone(said)
-        case code if code == _NOT_FOUND:
+        case code if code == _NOT_FOUND and reason == "NotFound":
             raise Missing(said)
-        case code if code == _FORBIDDEN and "exceeded quota" in message:
-            raise QuotaExceeded(said)
-        case code if code in (_UNAUTHORIZED, _TOO_MANY) or code >= 500:  # a token is renewed
-            retry_after = answer.headers.get("retry-after", "")
-            raise Transient(said, retry_after_s=float(retry_after) if retry_after.isdigit() else None)
+        case code if code == _FORBIDDEN:
+            raise QuotaExceeded(said) if "exceeded quota" in message else Forbidden(said)
+        # A token is renewed; and that there is no such page is not said by an API that is all there.
+        case code if code in (_UNAUTHORIZED, _NOT_FOUND, _TOO_MANY) or code >= 500:
+            raise Transient(said, retry_after_s=_retry_after_s(answer))
     raise Permanent(said)
+
+
+def _retry_after_s(answer: aiohttp.ClientResponse) -> float | None:
+    """Return how long the API wants to be left alone; up to half as long again, as it says the same to everybody."""
+    told = answer.headers.get("retry-after", "")
+    return float(told) * random.uniform(1.0, 1.5) if told.isdigit() else None  # noqa: S311

@@ -22,7 +22,7 @@ import structlog
 
 from runtape.adapters.kubernetes import protocol
 from runtape.adapters.kubernetes.api import Attachment, PodApi
-from runtape.adapters.kubernetes.manifests import CONTAINER
+from runtape.adapters.kubernetes.manifests import CONTAINER, TOKEN
 from runtape.adapters.kubernetes.outcomes import (
     FILES_LOST,
     deleted,
@@ -236,11 +236,25 @@ class Attempt:
 
     # From outside
 
+    @property
+    def was_seen(self) -> bool:
+        """Whether Kubernetes has said anything of the pod."""
+        return self._pod is not None
+
+    def owns(self, pod: Mapping[str, Any]) -> bool:
+        """Whether a pod was made, or claimed, for this start of the attempt."""
+        return (pod["metadata"].get("annotations") or {}).get(TOKEN) == self.token.hex()
+
     def seen(self, pod: Mapping[str, Any] | None) -> bool:
-        """Take note of what Kubernetes says of the pod, None: it is gone; return whether that is its end."""
+        """Take note of what Kubernetes says of the pod, None: it is gone; return whether that is its end.
+
+        Another pod of its name is none of it: one that was made for an earlier start, of which nobody had an answer.
+        """
         if self.ended is not None:
             return True
         if pod is not None:
+            if not self.owns(pod):
+                return False
             self._pod = pod
         report = reported(pod, self.token.hex()) if pod is not None else None
         outcome = unreported(pod) if pod is not None else CANCELLED if self._killed else deleted(self._pod)

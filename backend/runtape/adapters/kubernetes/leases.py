@@ -25,7 +25,7 @@ from kubernetes_asyncio import client
 
 from runtape.adapters.kubernetes.api import RAW, Changed, Exists, Missing, asked
 from runtape.adapters.kubernetes.manifests import MANAGED_BY
-from runtape.ports.errors import Transient
+from runtape.ports.errors import InfrastructureError
 
 log = structlog.get_logger(__name__)
 
@@ -124,7 +124,7 @@ class Partitions:
                 try:
                     async with asyncio.timeout(_ASKED_S):
                         await self._turn(work)
-                except (Transient, TimeoutError) as error:
+                except (InfrastructureError, TimeoutError) as error:
                     log.warning("leases.not_renewed", group=self._name, error=str(error) or "no answer")
                 await asyncio.sleep(TURN_S)
         finally:
@@ -246,7 +246,7 @@ class Partitions:
     async def _leave(self) -> None:
         """Stop all work, and say so as far as that is possible."""
         await asyncio.gather(*(self._stop(number) for number in [*self._held]))
-        with contextlib.suppress(Transient, TimeoutError):
+        with contextlib.suppress(InfrastructureError, TimeoutError):
             async with asyncio.timeout(_ASKED_S):
                 for lease in await self._api.list(self._name):
                     if lease["spec"].get("holderIdentity") != self._me:

@@ -11,7 +11,7 @@ import structlog
 from kubernetes_asyncio import client
 
 from runtape.adapters.kubernetes import manifests, outcomes
-from runtape.adapters.kubernetes.api import Exists, PodApi, QuotaExceeded
+from runtape.adapters.kubernetes.api import Exists, Forbidden, PodApi, QuotaExceeded
 from runtape.adapters.kubernetes.attempt import Attempt
 from runtape.adapters.kubernetes.keeping import Keeper
 from runtape.adapters.kubernetes.manifests import PodSettings
@@ -30,7 +30,9 @@ log = structlog.get_logger(__name__)
 START_S: Final = 60.0
 """How long a pod may take to run, with its image and a node for it, before another is tried."""
 QUOTA_S: Final = 2.0
-"""How often a pod is asked for that the namespace has no room for."""
+"""How often a pod is asked for that the namespace has no room for, or that is forbidden."""
+FORBIDDEN_S: Final = 6.0
+"""How long a pod may be forbidden before that is told as its end: rights come back as outages do."""
 CLOSE_S: Final = 10.0
 """How long `close` waits for the end of programs; beyond it their leases end them."""
 DEAD_MOST: Final = 2
@@ -160,7 +162,7 @@ class KubernetesPods:
     async def _clear(self, key: PodKey) -> None:
         """Delete whatever there is of an attempt whose start has failed.  Raises: Transient."""
         for pod in (await self._api.list(selector(labels_of(key)))).pods:
-            await self._api.delete(pod["metadata"]["name"])
+            await self._api.delete(pod["metadata"]["name"], uid=pod["metadata"]["uid"])
         self._doubtful.discard(key)
 
     async def _take(self, spec: PodSpec, run: Attempt) -> Taken | None:
@@ -199,13 +201,17 @@ class KubernetesPods:
             run.seen(pod)
 
     def _let_go(self, name: str) -> None:
-        """Forget the pod of an attempt, and have it deleted."""
-        self._by_name.pop(name, None)
-        self._spawn(self._delete(name))
+        """Forget the pod of an attempt, and have it deleted: now, or as soon as it is seen.
 
-    async def _delete(self, name: str) -> None:
+        By its name alone it is not: the next start may have made another of that name meanwhile.
+        """
+        self._by_name.pop(name, None)
+        if (pod := self._pods[name]) is not None:
+            self._spawn(self._delete(name, pod["metadata"]["uid"]))
+
+    async def _delete(self, name: str, uid: str) -> None:
         try:
-            await self._api.delete(name)
+            await self._api.delete(name, uid=uid)
         except InfrastructureError as error:
             log.warning("pod.not_deleted", pod=name, error=str(error))
 
@@ -242,7 +248,8 @@ class KubernetesPods:
 
         Raises: Exists; Transient.
         """
-        until_s = asyncio.get_running_loop().time() + START_S
+        now_s = asyncio.get_running_loop().time()
+        until_s, forbidden_until_s = now_s + START_S, now_s + FORBIDDEN_S
         while run.ended is None:
             try:
                 await self._api.create(manifest)
@@ -250,6 +257,9 @@ class KubernetesPods:
             except QuotaExceeded as error:
                 if asyncio.get_running_loop().time() >= until_s:
                     run.fail(outcomes.quota_exceeded(str(error), START_S))
+            except Forbidden as error:
+                if asyncio.get_running_loop().time() >= forbidden_until_s:
+                    run.fail(outcomes.refused(str(error)))
             except Permanent as error:
                 run.fail(outcomes.refused(str(error)))
             with contextlib.suppress(TimeoutError):
@@ -257,19 +267,20 @@ class KubernetesPods:
 
     def _on_change(self, name: str, pod: Mapping[str, Any] | None) -> None:
         run = self._by_name.get(name)
-        if run is None:
-            if pod is None:
-                self._deleted.discard(name)
-            elif name not in self._deleted and name not in self._claiming and not leaves(pod):
+        if pod is None:
+            self._deleted.discard(name)
+            if run is not None and run.was_seen:  # else it was the pod of an earlier start
+                run.seen(None)
+        elif run is None or not run.owns(pod):
+            if name not in self._deleted and name not in self._claiming and not leaves(pod):
                 # A claim, or a making, that was carried out after nobody waited for it any more.
                 log.warning("pod.of_nobody", pod=name)
-                self._spawn(self._delete(name))
-            return
-        if pod is not None and (event := self._running.get(name)) is not None:
+                self._spawn(self._delete(name, pod["metadata"]["uid"]))
+        else:
             states = pod["status"].get("containerStatuses") or ()
-            if any("running" in each["state"] for each in states):
+            if (event := self._running.get(name)) is not None and any("running" in each["state"] for each in states):
                 event.set()
-        run.seen(pod)
+            run.seen(pod)
 
     async def records(self, key: PodKey, after_seq: int = 0) -> AsyncIterator[tuple[Record, ...]]:
         run = self._attempts.get(key)

@@ -15,6 +15,7 @@ process's label that it knows nothing of, which is deleted as soon as it is seen
 import asyncio
 import contextlib
 import random
+import time
 from collections import Counter
 from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ log = structlog.get_logger(__name__)
 
 WELCOME_S: Final = 2.0
 """How long a runner may take to answer before its pod counts as dead; it takes some ms."""
+TRIED_S: Final = 5.0
+"""How long a pod that was not to be had is left alone as it is: the watch may be behind, or the API may refuse."""
 _PAUSES_S: Final = (0.05, 0.2, 0.5)
 """Before a claim that was not answered is sent again."""
 _LONGEST_PAUSE_S: Final = 2.0
@@ -96,8 +99,8 @@ class WarmPods:
         self._pools = pools
         self._pods = Pods(api, f"{STATE}={WARM}", self._on_change)
         self._waiting: dict[str, dict[str, Any]] = {}
-        self._tried: dict[str, str] = {}
-        """Versions of pods that were not to be had; a later one, if the pod is warm still, may be tried."""
+        self._tried: dict[str, tuple[str, float]] = {}
+        """Versions of pods that were not to be had, and until when they are left alone, monotonic."""
         self._taking: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self.count: Counter[str] = Counter()
@@ -129,7 +132,7 @@ class WarmPods:
             name
             for name, pod in self._waiting.items()
             if name not in self._taking
-            and self._tried.get(name) != pod["metadata"]["resourceVersion"]
+            and not self._is_tried(name, pod)
             and pool.holds(pod)
             and deadline_s(pod, wall_s) is not None
         ]
@@ -141,7 +144,7 @@ class WarmPods:
         Raises: NotTaken; Unfit, Dead; Transient, when nobody knows whether it was claimed.
         """
         pod = self._waiting[name]
-        self._tried[name] = pod["metadata"]["resourceVersion"]
+        self._tried[name] = pod["metadata"]["resourceVersion"], time.monotonic() + TRIED_S
         self._taking.add(name)
         held = contextlib.AsyncExitStack()
         attaching = asyncio.ensure_future(held.enter_async_context(self._api.attached(name, CONTAINER)))
@@ -199,6 +202,10 @@ class WarmPods:
         """Return the pod if it has our labels: of the patches that were not answered one was carried out."""
         listed = await self._api.list(selector(claim.labels))
         return next((pod for pod in listed.pods if pod["metadata"]["name"] == name), None)
+
+    def _is_tried(self, name: str, pod: Mapping[str, Any]) -> bool:
+        version, until_s = self._tried.get(name, ("", 0.0))
+        return version == pod["metadata"]["resourceVersion"] and time.monotonic() < until_s
 
     def _on_change(self, name: str, pod: Mapping[str, Any] | None) -> None:
         if pod is not None and waits(pod):

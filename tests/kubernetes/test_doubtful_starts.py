@@ -1,0 +1,174 @@
+"""Starts of which the API says nothing, or what is not so: each program runs once, in a pod of its own."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import pytest
+from aiohttp import web
+from kubernetes_asyncio import client
+
+from runtape.adapters.kubernetes import runtime, warm
+from runtape.adapters.kubernetes.api import PodApi
+from runtape.adapters.kubernetes.manifests import PodSettings
+from runtape.adapters.kubernetes.pools import PoolSize, WarmSettings
+from runtape.adapters.kubernetes.runtime import Image, KubernetesPods
+from runtape.adapters.sandbox.runtimes import in_image
+from runtape.application.retrying import persistently
+from runtape.domain.outcome import OutcomeKind
+from runtape.ports.errors import Transient
+from runtape.ports.pod_runtime import PodStart
+from tests.kubernetes import image
+from tests.kubernetes.pods import eventually
+from tests.kubernetes.proxy import Delay, Fate, Faults, HttpProxy, Lose, Refuse, http_proxy, no_fault, verb
+from tests.kubernetes.waiting import VERSION, ended, kept, names, of, reached, runs, soon, spec, until_waiting
+from tests.rig.kubernetes.cluster import Kubernetes
+
+pytestmark = [
+    pytest.mark.needs("kubernetes", "own"),
+    pytest.mark.timeout(120),
+    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
+]
+LASTING = "echo begun; sleep 3; echo ended"
+
+
+@pytest.fixture(scope="module")
+def bash(kubernetes: Kubernetes) -> Image:
+    """The image, in the cluster."""
+    kubernetes.containerd.take(image.archive(image.BASH))
+    return Image(image.BASH.reference, in_image("bash", VERSION, "/usr/bin/bash"))
+
+
+@pytest.fixture
+async def settings(api: client.CoreV1Api, namespace: str) -> AsyncIterator[PodSettings]:
+    yield PodSettings(namespace=namespace, pull_policy="Never", cpu="75m")
+    await api.delete_collection_namespaced_pod(namespace, grace_period_seconds=0)
+
+
+@pytest.fixture
+async def proxy(kubernetes: Kubernetes) -> AsyncIterator[HttpProxy]:
+    async with http_proxy(await reached(kubernetes.kubeconfig)) as proxy:
+        yield proxy
+
+
+def first(count: int, wanted: str, fate: Fate) -> Faults:
+    """Return faults of the first `count` requests of a verb."""
+    left = [fate] * count
+
+    def faults(request: web.Request) -> Fate | None:
+        return left.pop() if left and verb(request) == wanted else None
+
+    return faults
+
+
+async def test_the_end_of_a_pod_that_an_earlier_start_has_made_is_not_that_of_the_next(
+    api: client.CoreV1Api, proxy: HttpProxy, settings: PodSettings, bash: Image
+) -> None:
+    """Both pods have the same name, and the watch tells of the first one's end when there is the second one."""
+    lost, refused = first(1, "create", Lose()), first(1, "delete", Refuse(500))
+    proxy.faults = lambda request: lost(request) or refused(request)
+    async with KubernetesPods(proxy.configuration, settings, [bash], "worker") as pods:
+        with pytest.raises(Transient):
+            await pods.start(spec("e", LASTING), 1, soon())
+        await eventually(lambda: names(api, settings.namespace, of("e")))
+        await eventually(lambda: _is_seen(pods))
+        [watch] = proxy.watches
+        watch.held = True
+        starting = asyncio.ensure_future(pods.start(spec("e", LASTING), 1, soon()))
+        await eventually(lambda: _are_made(proxy, 2))
+        watch.held = False
+        await starting
+        printed, end = await ended(pods, "e")
+        assert (printed, end.outcome.exit_code) == (b"begun\nended\n", 0)
+
+
+async def _is_seen(pods: KubernetesPods) -> bool:
+    return pods._pods["exec-e-1"] is not None
+
+
+async def _are_made(proxy: HttpProxy, count: int) -> bool:
+    return sum(each.verb == "create" for each in proxy.asked) == count
+
+
+async def test_a_pod_is_not_deleted_in_place_of_the_one_that_an_earlier_start_has_made(
+    api: client.CoreV1Api, proxy: HttpProxy, settings: PodSettings, bash: Image
+) -> None:
+    lost, late = first(1, "create", Lose()), first(1, "delete", Delay(1.5, on_its_way=True))
+    proxy.faults = lambda request: lost(request) or late(request)
+    async with KubernetesPods(proxy.configuration, settings, [bash], "worker") as pods:
+        await persistently(lambda: pods.start(spec("e", LASTING), 1, soon()), "pod.start")
+        printed, end = await ended(pods, "e")
+        assert (printed, end.outcome.exit_code) == (b"begun\nended\n", 0)
+        assert not await names(api, settings.namespace, of("e"))
+
+
+async def test_a_conflict_that_is_none_is_tried_again(proxy: HttpProxy, settings: PodSettings, bash: Image) -> None:
+    proxy.faults = first(2, "create", Refuse(409, "pods already exists", "AlreadyExists"))
+    async with KubernetesPods(proxy.configuration, settings, [bash], "worker") as pods:
+        await persistently(lambda: pods.start(spec("e"), 1, soon()), "pod.start")
+        assert (await ended(pods, "e"))[0] == b"hello\n"
+
+
+async def test_a_pod_that_is_forbidden_for_a_moment_runs(
+    proxy: HttpProxy, settings: PodSettings, bash: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "QUOTA_S", 0.1)
+    proxy.faults = first(2, "create", Refuse(403, "clusterrole not found", "Forbidden"))
+    async with KubernetesPods(proxy.configuration, settings, [bash], "worker") as pods:
+        await runs(pods, "e")
+
+
+async def test_a_pod_that_stays_forbidden_says_so(
+    proxy: HttpProxy, settings: PodSettings, bash: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "QUOTA_S", 0.1)
+    monkeypatch.setattr(runtime, "FORBIDDEN_S", 0.5)
+    proxy.faults = lambda request: Refuse(403, "not yours", "Forbidden") if verb(request) == "create" else None
+    async with KubernetesPods(proxy.configuration, settings, [bash], "worker") as pods:
+        await pods.start(spec("e"), 1, soon())
+        outcome = (await ended(pods, "e"))[1].outcome
+        assert (outcome.kind, outcome.reason) == (OutcomeKind.SANDBOX_ERROR, "pod_refused")
+
+
+async def test_that_there_is_no_such_page_says_nothing_of_a_pod(proxy: HttpProxy, settings: PodSettings) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        api = PodApi(proxy.configuration, settings.namespace)
+        stack.push_async_callback(api.close)
+        assert await api.read("none") is None
+        proxy.faults = lambda _: Refuse(404, "404 page not found")
+        with pytest.raises(Transient):
+            await api.read("none")
+
+
+async def test_a_warm_pod_whose_claim_was_refused_is_claimed_when_the_api_is_well_again(
+    proxy: HttpProxy, settings: PodSettings, bash: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warm, "TRIED_S", 0.5)
+    wanted = WarmSettings(size=PoolSize(1, 1))
+    async with kept(proxy.configuration, settings, bash, wanted) as keeper:
+        await until_waiting(keeper, 1)
+    async with KubernetesPods(proxy.configuration, settings, [bash], "worker", wanted) as pods:
+        await until_waiting(pods, 1)
+        proxy.faults = lambda request: Refuse(503) if verb(request) == "patch" else None
+        with pytest.raises(Transient):
+            await pods.start(spec("e"), 1, soon())
+        proxy.faults = no_fault
+        await asyncio.sleep(0.5)
+        assert await runs(pods, "e") is PodStart.WARM
+
+
+async def test_how_long_the_api_wants_to_be_left_alone_is_told_to_who_asks_again(
+    proxy: HttpProxy, settings: PodSettings
+) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        api = PodApi(proxy.configuration, settings.namespace)
+        stack.push_async_callback(api.close)
+        proxy.faults = lambda _: Refuse(429, retry_after_s=7)
+        pauses: set[float] = set()
+        for _ in range(5):
+            with pytest.raises(Transient) as refused:
+                await api.list("")
+            assert refused.value.retry_after_s is not None
+            pauses.add(refused.value.retry_after_s)
+        assert len(pauses) == 5, "not everybody comes again at the same moment"
+        assert all(7 <= each <= 10.5 for each in pauses)
