@@ -1,0 +1,218 @@
+"""The API server refuses, loses, cuts and delays while runs go on: none fails for it, nothing is lost, no pod is left.
+
+Between the workers and the API server stands a proxy, and the storm is one of all of them at once: of the requests for
+which a case is made every second one fails, each verb counted by itself, over `STORM_S`.
+"""
+
+import asyncio
+import contextlib
+import json
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from kubernetes_asyncio import client
+
+from runtape.adapters.kubernetes.manifests import EXECUTION, STATE, WARM
+from tests.cluster.plugin import running
+from tests.cluster.survival import survived
+from tests.e2e.server import Client
+from tests.kubernetes.plugin import PodCluster
+from tests.kubernetes.pods import connected
+from tests.kubernetes.proxy import (
+    Break,
+    Delay,
+    Fate,
+    Faults,
+    HttpProxy,
+    Lose,
+    Refuse,
+    http_proxy_beside,
+    no_fault,
+    verb,
+)
+from tests.rig.kubernetes.cluster import Kubernetes
+
+pytestmark = [
+    pytest.mark.needs("kubernetes", "kafka", "mongo", "redis", "registry", "alone", "own"),
+    pytest.mark.timeout(300),
+    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
+]
+
+RUNS = 24
+OVER_S = 6.0
+BEFORE_S = 0.5
+STORM_S = 6.0
+WITHIN_S = 45.0
+"""So long after the storm and the last submission every run has ended."""
+GONE_S = 60.0
+"""Pods that nobody needs are gone by then."""
+LOOK_S = 0.2
+WARM_MOST = 3
+REQUESTS_MOST = 120
+"""In any second, of two workers and two monitors with four new runs; who asks without a pause asks a thousand times."""
+
+ASKED = frozenset({"create", "list", "watch", "attach"})
+"""What is asked for in every storm, however slow the machine is."""
+EVERY = ASKED | {"update", "patch", "delete", "get"}
+WRITES = frozenset({"create", "update", "patch", "delete"})
+
+
+class EverySecond:
+    """Faults of every second request of each of `verbs`; `fates` take turns."""
+
+    def __init__(self, verbs: Collection[str], *fates: Fate) -> None:
+        self._verbs = verbs
+        self._fates = fates
+        self._asked: Counter[str] = Counter()
+
+    def __call__(self, request: web.Request) -> Fate | None:
+        asked = verb(request)
+        if asked not in self._verbs:
+            return None
+        self._asked[asked] += 1
+        return self._fates[self._asked[asked] // 2 % len(self._fates)] if self._asked[asked] % 2 else None
+
+
+def conflicting() -> Faults:
+    """Return faults that say of every second write that it meets another, though it does not."""
+    exists = EverySecond({"create"}, Refuse(409, "pods already exists", "AlreadyExists"))
+    changed = EverySecond(WRITES - {"create"}, Refuse(409, "the object has been modified", "Conflict"))
+    return lambda request: exists(request) or changed(request)
+
+
+@dataclass(frozen=True)
+class Storm:
+    """Faults, and the requests that surely meet some."""
+
+    faults: Faults
+    meets: frozenset[str] = ASKED
+
+
+STORMS = {
+    "429": Storm(EverySecond(EVERY, Refuse(429, retry_after_s=1))),
+    "500 and 503": Storm(EverySecond(EVERY, Refuse(500), Refuse(503))),
+    "409": Storm(conflicting(), frozenset({"create", "update"})),
+    "answers lost": Storm(EverySecond(EVERY, Lose())),
+    "answers cut": Storm(EverySecond(EVERY, Break(150), Break(3000, told=True), Break(1))),
+    "answers late": Storm(lambda _: Delay(2.0)),
+    "all refused": Storm(lambda _: Refuse(503), frozenset({"create", "list"})),
+}
+
+
+@pytest.fixture(scope="module")
+def proxy(kubernetes: Kubernetes, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[HttpProxy, Path]]:
+    """A proxy in front of the API server, and the file that names it."""
+    file = tmp_path_factory.mktemp("proxy") / "kubeconfig"
+    with http_proxy_beside(kubernetes.kubeconfig, file) as proxy:
+        yield proxy, file
+
+
+@pytest.fixture(scope="module")
+def stormy(
+    kubernetes: Kubernetes, proxy: tuple[HttpProxy, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[PodCluster]:
+    """A cluster whose workers reach Kubernetes through the proxy."""
+    sizes = json.dumps({"python:3.11": {"least": 2, "most": WARM_MOST}})
+    folder = tmp_path_factory.mktemp("stormy")
+    reached = str(proxy[1])
+    cluster = PodCluster(
+        folder, kubernetes, apis=1, running=6, kubernetes__kubeconfig=reached, kubernetes__warm__sizes=sizes
+    )
+    with running(cluster):
+        yield cluster
+
+
+@pytest.fixture
+async def clients(stormy: PodCluster) -> AsyncIterator[list[Client]]:
+    """The admin, at the process of the API."""
+    clients = [stormy.client_of(process) for process in stormy.apis]
+    yield clients
+    for each in clients:
+        await each.http.aclose()
+
+
+def script(name: str, number: int) -> str:
+    """Return a Python program that prints what `tests.cluster.flood.printed` says."""
+    return f"import time\nfor line in range(5):\n    print({name!r}, {number}, line, flush=True)\n    time.sleep(0.1)\n"
+
+
+@pytest.mark.parametrize("name", STORMS)
+async def test_runs_outlive_a_storm(
+    stormy: PodCluster, clients: list[Client], proxy: tuple[HttpProxy, Path], name: str
+) -> None:
+    way, storm = proxy[0], STORMS[name]
+    way.asked.clear()
+    lasted: list[float] = []
+
+    def break_it() -> None:
+        lasted.append(time.monotonic())
+        way.faults = storm.faults
+        way.cut_watches()
+
+    def mend_it() -> None:
+        way.faults = no_fault
+        lasted.append(time.monotonic())
+
+    async with connected(stormy.kubeconfig) as connection:
+        api = client.CoreV1Api(connection)
+        counting = asyncio.ensure_future(_most_warm(api, stormy.namespace))
+        try:
+            found = await survived(
+                clients,
+                name.replace(" ", "-"),
+                break_it,
+                mend_it,
+                runs=RUNS,
+                over_s=OVER_S,
+                before_s=BEFORE_S,
+                down_s=STORM_S,
+                within_s=WITHIN_S,
+                write=script,
+            )
+        finally:
+            way.faults = no_fault
+        ended_s = time.monotonic()
+        await _until_no_pods(api, stormy.namespace)
+        gone_s = time.monotonic()
+        counting.cancel()
+        warm = await counting
+    for each in found:
+        assert len({attempt for attempt, _ in each.records}) == 1, "a program that has begun goes on"
+    asked = [each for each in way.asked if lasted[0] <= each.at_s < lasted[1]]
+    failed = Counter(each.verb for each in asked if each.fate is not None)
+    assert failed.keys() >= storm.meets, failed
+    busiest = max(Counter(int(each.at_s - lasted[0]) for each in asked).values())
+    attempts = Counter(max(attempt for attempt, _ in each.records) for each in found)
+    print(
+        f"{name}: {len(asked)} requests, {busiest} in a second, failed {dict(failed)}; runs by attempts "
+        f"{dict(attempts)}, the last over {ended_s - lasted[1]:.1f} s after, no pod {gone_s - ended_s:.1f} s later; "
+        f"{warm} warm pods at most"
+    )
+    assert busiest <= REQUESTS_MOST
+    assert warm <= WARM_MOST
+
+
+async def _most_warm(api: client.CoreV1Api, namespace: str) -> int:
+    """Return how many pods waited at most, once this is cancelled."""
+    most = 0
+    with contextlib.suppress(asyncio.CancelledError):
+        while True:
+            pods = (await api.list_namespaced_pod(namespace, label_selector=f"{STATE}={WARM}")).items
+            there = [each for each in pods if each.metadata.deletion_timestamp is None]
+            most = max(most, len(there))
+            await asyncio.sleep(LOOK_S)
+    return most
+
+
+async def _until_no_pods(api: client.CoreV1Api, namespace: str) -> None:
+    """Return when no pod of a run is left."""
+    until_s = time.monotonic() + GONE_S
+    while found := (await api.list_namespaced_pod(namespace, label_selector=EXECUTION)).items:
+        left = [each.metadata.name for each in found]
+        assert time.monotonic() < until_s, f"pods are left: {left}"
+        await asyncio.sleep(LOOK_S)
