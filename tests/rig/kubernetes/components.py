@@ -167,6 +167,7 @@ class ApiServer(Component):
             "service-cluster-ip-range": SERVICE_RANGE,
             "authorization-mode": "Node,RBAC",
             "enable-admission-plugins": "NodeRestriction",
+            "default-unreachable-toleration-seconds": "5",  # of its own accord pods wait 300 s for a node that is lost
             "tls-cert-file": known.api.certificate,
             "tls-private-key-file": known.api.key,
             "client-ca-file": known.authority.file,
@@ -202,7 +203,9 @@ def _as_client(kubeconfig: Path) -> dict[str, str | Path]:
 
 
 class Controllers(Component):
-    """The controller manager."""
+    """The controller manager, for which a node is lost that says nothing for `node_grace_s`."""
+
+    node_grace_s = 50
 
     def arguments(self) -> Sequence[str | Path]:
         known = self.credentials
@@ -215,6 +218,7 @@ class Controllers(Component):
             "cluster-signing-key-file": known.authority.key,
             "flex-volume-plugin-dir": self.folder / "volumes",
             "node-monitor-period": "1s",  # only then is a node found ready; of its own accord it looks every 5 s
+            "node-monitor-grace-period": f"{self.node_grace_s}s",
             "controllers": "*,-bootstrap-signer-controller,-token-cleaner-controller",
         }
         return _hyperkube("kube-controller-manager", options)
