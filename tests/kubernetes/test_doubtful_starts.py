@@ -157,6 +157,18 @@ async def test_a_warm_pod_whose_claim_was_refused_is_claimed_when_the_api_is_wel
         assert await runs(pods, "e") is PodStart.WARM
 
 
+async def test_a_warm_pod_that_cannot_be_attached_to_for_a_moment_is_used_all_the_same(
+    proxy: HttpProxy, settings: PodSettings, bash: Image
+) -> None:
+    wanted = WarmSettings(size=PoolSize(1, 1))
+    async with kept(proxy.configuration, settings, bash, wanted) as keeper:
+        await until_waiting(keeper, 1)
+    async with KubernetesPods(proxy.configuration, settings, [bash], "worker", wanted) as pods:
+        await until_waiting(pods, 1)
+        proxy.faults = first(2, "attach", Refuse(503))
+        assert await runs(pods, "e") is PodStart.WARM
+
+
 async def test_how_long_the_api_wants_to_be_left_alone_is_told_to_who_asks_again(
     proxy: HttpProxy, settings: PodSettings
 ) -> None:

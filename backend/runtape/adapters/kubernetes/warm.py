@@ -40,7 +40,7 @@ WELCOME_S: Final = 2.0
 TRIED_S: Final = 5.0
 """How long a pod that was not to be had is left alone as it is: the watch may be behind, or the API may refuse."""
 _PAUSES_S: Final = (0.05, 0.2, 0.5)
-"""Before a claim that was not answered is sent again."""
+"""Before a claim that was not answered is sent again, or a runner called that was not reached."""
 _LONGEST_PAUSE_S: Final = 2.0
 
 
@@ -147,7 +147,7 @@ class WarmPods:
         self._tried[name] = pod["metadata"]["resourceVersion"], time.monotonic() + TRIED_S
         self._taking.add(name)
         held = contextlib.AsyncExitStack()
-        attaching = asyncio.ensure_future(held.enter_async_context(self._api.attached(name, CONTAINER)))
+        attaching = asyncio.ensure_future(self._attached(name, held))
         try:
             if (deadline := deadline_s(pod, claim.wall_s)) is None:
                 raise NotTaken(name)
@@ -165,6 +165,20 @@ class WarmPods:
             self._taking.discard(name)
         self.count["claimed"] += 1
         return taken
+
+    async def _attached(self, name: str, held: contextlib.AsyncExitStack) -> Attachment:
+        """Return a connection to a pod's runner; a refusal may say nothing of the pod, and is not its death.
+
+        Raises: Transient.
+        """
+        for pause_s in (*_PAUSES_S, None):
+            try:
+                return await held.enter_async_context(self._api.attached(name, CONTAINER))
+            except Transient:
+                if pause_s is None:
+                    raise
+                await asyncio.sleep(pause_s)
+        raise AssertionError("the last of the tries raises")
 
     async def _claimed(self, pod: Mapping[str, Any], claim: Claim, deadline: int) -> dict[str, Any]:
         """Return the pod as it is now that it is ours.  Raises: NotTaken; Transient."""
