@@ -209,6 +209,29 @@ async def test_work_that_fails_is_begun_again() -> None:
     await asyncio.gather(task, return_exceptions=True)
 
 
+async def test_work_that_takes_a_while_to_stop_is_begun_again_although_its_lease_could_be_renewed_meanwhile() -> None:
+    way: Any = Cuttable(InMemory())
+    begun: list[int] = []
+
+    async def work(number: int) -> None:
+        begun.append(number)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            way.trouble = None
+            await asyncio.sleep(0.5)
+
+    task = asyncio.create_task(Partitions(way, GROUP, 1, "a").run(work))
+    async with asyncio.timeout(SOON_S):
+        for count in (1, 2):
+            while len(begun) < count:
+                assert not task.done(), task
+                await asyncio.sleep(0.01)
+            way.trouble = Unavailable("the network is gone") if count == 1 else None
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
 async def test_members_that_are_gone_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leases, "FORGOTTEN_S", 0.5)
     api = InMemory()

@@ -186,7 +186,7 @@ class Partitions:
         holding = self._held[number]
         if lease is None or lease[0]["spec"].get("holderIdentity") != self._me:
             await self._stop(number)
-        elif await self._write(name, self._me) and not holding.task.done():
+        elif await self._write(name, self._me) and not (holding.until.expired() or holding.task.done()):
             holding.until.reschedule(_on_loop(began_s + RENEWED_S))
 
     async def _take(self, name: str, number: int, work: Work) -> None:
