@@ -14,6 +14,8 @@ from tests.e2e.sse import EventStream
 
 PATIENCE_S = 150.0
 PAUSE_S = 0.2
+LINES = 5
+"""How many a program prints."""
 ENDS = ("completed", "failed", "timeout", "cancelled")
 BROKEN = (OSError, EOFError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, TimeoutError, httpx2.HTTPError)
 
@@ -87,31 +89,46 @@ async def followed(clients: Sequence[Client], execution_id: str) -> Followed:
 
 
 async def flood(
-    clients: list[Client], name: str, count: int, over_s: float, write: Callable[[str, int], str] | None = None
+    clients: list[Client],
+    name: str,
+    count: int,
+    over_s: float,
+    write: Callable[[str, int], str] | None = None,
+    enough: Callable[[], bool] = lambda: True,
 ) -> list[Followed]:
     """Let `count` clients want a run each, begun evenly over `over_s`; return what they saw, in order.
 
-    `write` returns what a client wants to be run by the name and its number; `script` does unless it is given.
+    More come as fast until it is `enough`.  `write` returns what a client wants to be run by the name and its number;
+    `script` does unless it is given.
     """
+    loop = asyncio.get_running_loop()
+    began_s = loop.time()
+    wanted: list[asyncio.Task[Followed]] = []
 
     async def one(number: int) -> Followed:
-        await asyncio.sleep(number * over_s / count)
         order = clients[number % len(clients) :] + clients[: number % len(clients)]
         execution_id = await submitted(order, (write or script)(name, number), f"{name}-{number}")
         return await followed(order[::-1], execution_id)
 
-    async with asyncio.timeout(PATIENCE_S):
-        return list(await asyncio.gather(*(one(number) for number in range(count))))
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            while len(wanted) < count or not enough():
+                wanted.append(asyncio.create_task(one(len(wanted))))
+                await asyncio.sleep(began_s + len(wanted) * over_s / count - loop.time())
+            return list(await asyncio.gather(*wanted))
+    finally:
+        for each in wanted:
+            each.cancel()
 
 
 def script(name: str, number: int) -> str:
     """Return what client `number` wants to be run."""
-    return "\n".join(f"print {name} {number} {line}" for line in range(5))
+    return "\n".join(f"print {name} {number} {line}" for line in range(LINES))
 
 
 def printed(name: str, number: int) -> bytes:
     """Return what that prints."""
-    return "".join(f"{name} {number} {line}\n" for line in range(5)).encode()
+    return "".join(f"{name} {number} {line}\n" for line in range(LINES)).encode()
 
 
 async def check(client: Client, name: str, found: Sequence[Followed]) -> None:

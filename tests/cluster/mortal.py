@@ -7,18 +7,17 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any, ClassVar, Self
 
 from pymongo import MongoClient
 
 from runtape.runtime.roles import Role
 from runtape.runtime.succession import OWNER_FILE
 from tests.cluster import mortal_worker
+from tests.cluster.arming import ARMED
 from tests.cluster.processes import API, Cluster, Process
 from tests.e2e.forks import Forked, Forker
 
-PLACES = 16
-"""How many runs are carried out at once: few enough that others wait in line."""
 HEARTBEAT_S = 1.0
 """A stream looks for itself that often: who died may not have told it."""
 HASTE_S = 0.2
@@ -33,13 +32,14 @@ CONSUMERS = (Role.SAGA_ORCHESTRATOR, Role.K8S_WORKER, Role.RESULT_PROCESSOR)
 
 
 class MortalWorker(Process):
-    """A process of `tests.cluster.mortal_worker`; its command is the role."""
+    """A process of `MODULE`; its command is the role."""
 
+    MODULE: ClassVar[str] = mortal_worker.__name__
     armed = False
     """Whether it is to meet its step, or stands there still."""
 
     def _started(self, log: IO[bytes], env: dict[str, str]) -> Forked:
-        return Forker.shared(mortal_worker.__name__).start(self._command[0], log, env)
+        return Forker.shared(self.MODULE).start(self._command[0], log, env)
 
     def arm(self, number: signal.Signals, step: str, nth: int) -> None:
         """Let the worker get the signal at the `nth` time, from now on, that it comes to `step`."""
@@ -50,7 +50,7 @@ class MortalWorker(Process):
     def begin_armed(self, number: signal.Signals, step: str, nth: int) -> None:
         """Start a worker that gets the signal at the `nth` time that it comes to `step`, perhaps before it is ready."""
         self.armed = True
-        self.begin(**{mortal_worker.ARMED: f"{number.name} {step} {nth}"})
+        self.begin(**{ARMED: f"{number.name} {step} {nth}"})
 
     def again(self) -> Self:
         """Start a worker that died in its data folder."""
@@ -84,10 +84,7 @@ class MortalWorker(Process):
 
 
 class MortalCluster(Cluster):
-    """One process of the API, and two of every worker."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder, apis=1, running=PLACES)
+    """A cluster with two of every worker."""
 
     def until_ready(self) -> Self:
         super().until_ready()
@@ -115,22 +112,13 @@ class MortalCluster(Cluster):
             yield client[self.database]
 
     @contextlib.contextmanager
-    def hastened(self, where: Mapping[str, Any]) -> Iterator[None]:
-        """Let the executions that `where` finds be due for a while, as if their time had passed."""
-        over = threading.Event()
-
-        def hasten() -> None:
-            with self.database_view() as view:
-                while not over.wait(HASTE_S):
-                    view.executions.update_many({**where, "due_us": {"$exists": True}}, {"$set": {"due_us": 1}})
-
-        thread = threading.Thread(target=hasten)
-        thread.start()
-        try:
+    def hastened(self, where: Mapping[str, Any], time: str = "due_us") -> Iterator[None]:
+        """Let the executions that `where` finds be due for a while, as if their `time` had passed."""
+        with (
+            self.database_view() as view,
+            repeated(lambda: view.executions.update_many({**where, time: {"$exists": True}}, {"$set": {time: 1}})),
+        ):
             yield
-        finally:
-            over.set()
-            thread.join()
 
     def give_away(self, worker: MortalWorker) -> None:
         """Let the leases of a worker that stands still run out, and return once it has none."""
@@ -187,6 +175,48 @@ class MortalCluster(Cluster):
                 process.armed = False
             if not process.begun:
                 process.begin().until_ready()
+
+
+def arm(stands: MortalWorker, dies: MortalWorker, step: str, nth: int) -> None:
+    """Let each of the two come to the same step."""
+    stands.arm(signal.SIGSTOP, step, nth)
+    dies.arm(signal.SIGKILL, step, nth)
+
+
+def met(stands: MortalWorker, dies: MortalWorker) -> None:
+    """Return once both have come to their steps."""
+    stands.await_standstill()
+    dies.await_death()
+
+
+@contextlib.contextmanager
+def standing_still(*processes: Process) -> Iterator[None]:
+    """Let processes do nothing for a while."""
+    for process in processes:
+        process.pause()
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.resume()
+
+
+@contextlib.contextmanager
+def repeated(do: Callable[[], object]) -> Iterator[None]:
+    """Do something again and again, in a thread, for a while."""
+    over = threading.Event()
+
+    def go_on() -> None:
+        while not over.wait(HASTE_S):
+            do()
+
+    thread = threading.Thread(target=go_on)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def leased_to(worker: MortalWorker) -> Mapping[str, Any]:

@@ -3,7 +3,8 @@
 import asyncio
 from collections.abc import Callable, Sequence
 
-from tests.cluster.flood import Followed, check, flood, script
+from tests.cluster.flood import Followed, check, flood, followed, script
+from tests.cluster.mortal import LOOK_S, SOON_S, MortalCluster
 from tests.e2e.server import Client
 
 RUNS = 200
@@ -26,14 +27,16 @@ async def survived(
     down_s: float = DOWN_S,
     within_s: float = RETURN_S,
     write: Callable[[str, int], str] = script,
+    enough: Callable[[], bool] = lambda: True,
 ) -> Sequence[Followed]:
     """Break something, mend it, check all runs and return them; both are called in a thread.
 
     `write` returns what a client wants to be run, by the name and its number; it prints what `flood.printed` says.
+    More than `runs` come until it is `enough`: for what only breaks when somebody has a run.
     """
     loop = asyncio.get_running_loop()
     began_at_s = loop.time()
-    flooding = asyncio.ensure_future(flood(clients, name, runs, over_s, write))
+    flooding = asyncio.ensure_future(flood(clients, name, runs, over_s, write, enough))
     try:
         await asyncio.sleep(before_s)
         await asyncio.to_thread(break_it)
@@ -47,3 +50,21 @@ async def survived(
     late_s = max(each.ended_at_s for each in found) - well_at_s
     assert late_s <= within_s, f"the last run ended {late_s:.1f} s after all was well"
     return found
+
+
+async def settled(cluster: MortalCluster, clients: list[Client], found: Sequence[Followed]) -> None:
+    """Check that runs that have ended leave nothing to do and hold no place, and that who reads late reads the same."""
+    await asyncio.to_thread(cluster.settle, [each.execution_id for each in found])
+    for each in found:
+        if any(attempt > 1 for attempt, _ in each.records):
+            late = await followed(clients, each.execution_id)
+            assert late.records == each.records, "who reads later is told of another tape"
+    async with asyncio.timeout(SOON_S):
+        while await in_the_queue(clients[0]):  # noqa: ASYNC110  # whoever is, is in another process
+            await asyncio.sleep(LOOK_S)
+
+
+async def in_the_queue(client: Client) -> int:
+    """Return how many hold a place or wait for one."""
+    answer = (await client.get("/admin/executions/queue")).json()
+    return answer["active_count"] + answer["queue_depth"]

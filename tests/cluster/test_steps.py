@@ -7,8 +7,6 @@ wakes in the middle of its step once they have done what it had in its hands.  S
 every place is free.
 """
 
-import asyncio
-import contextlib
 import signal
 from collections.abc import Callable, Iterator
 
@@ -16,15 +14,24 @@ import pytest
 
 from runtape.domain.outcome import Status
 from runtape.runtime.roles import Role
-from tests.cluster.flood import followed
-from tests.cluster.mortal import CONSUMERS, LOOK_S, SOON_S, MortalCluster, MortalWorker, leased_to
+from tests.cluster.mortal import (
+    CONSUMERS,
+    SOON_S,
+    MortalCluster,
+    MortalWorker,
+    arm,
+    leased_to,
+    met,
+    standing_still,
+)
 from tests.cluster.plugin import running
-from tests.cluster.processes import Process
-from tests.cluster.survival import survived
+from tests.cluster.survival import settled, survived
 from tests.e2e.server import Client
 
 pytestmark = [pytest.mark.needs("kafka", "mongo", "redis", "registry", "alone", "own"), pytest.mark.timeout(240)]
 
+PLACES = 16
+"""How many runs are carried out at once: few enough that others wait in line."""
 RUNS = 200
 OVER_S = 2.0
 """They come faster than they end, so that most of them wait in line, and all are accepted before all is well."""
@@ -50,7 +57,7 @@ AMID = 20
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MortalCluster]:
-    with running(MortalCluster(tmp_path_factory.mktemp("mortal"))) as cluster:
+    with running(MortalCluster(tmp_path_factory.mktemp("mortal"), apis=1, running=PLACES)) as cluster:
         yield cluster
 
 
@@ -72,20 +79,7 @@ async def outlived(
     found = await survived(
         clients, name, meet, come_again, runs=RUNS, over_s=OVER_S, before_s=0, down_s=0, within_s=SOON_S
     )
-    await asyncio.to_thread(cluster.settle, [each.execution_id for each in found])
-    for each in found:
-        if any(attempt > 1 for attempt, _ in each.records):
-            late = await followed(clients, each.execution_id)
-            assert late.records == each.records, "who reads later is told of another tape"
-    async with asyncio.timeout(SOON_S):
-        while await in_the_queue(clients[0]):  # noqa: ASYNC110  # whoever is, is in another process
-            await asyncio.sleep(LOOK_S)
-
-
-async def in_the_queue(client: Client) -> int:
-    """Return how many hold a place or wait for one."""
-    answer = (await client.get("/admin/executions/queue")).json()
-    return answer["active_count"] + answer["queue_depth"]
+    await settled(cluster, clients, found)
 
 
 @pytest.mark.parametrize(("role", "step", "nth"), [pytest.param(*case, id=f"{case[0]}-{case[1]}") for case in CASES])
@@ -177,31 +171,7 @@ async def test_one_monitor_stands_still_and_the_other_dies_over_attempts_whose_w
     await outlived(cluster, clients, f"lease-{step}", meet, come_again)
 
 
-def arm(stands: MortalWorker, dies: MortalWorker, step: str, nth: int) -> None:
-    """Let each of the two come to the same step."""
-    stands.arm(signal.SIGSTOP, step, nth)
-    dies.arm(signal.SIGKILL, step, nth)
-
-
-def met(stands: MortalWorker, dies: MortalWorker) -> None:
-    """Return once both have come to their steps."""
-    stands.await_standstill()
-    dies.await_death()
-
-
 def wake_late(cluster: MortalCluster, stands: MortalWorker, over: int) -> None:
     """Wake a worker when so many runs more than `over` are over that what it had in its hands is done."""
     cluster.until_over(over + PART)
     stands.wake()
-
-
-@contextlib.contextmanager
-def standing_still(*processes: Process) -> Iterator[None]:
-    """Let processes do nothing for a while."""
-    for process in processes:
-        process.pause()
-    try:
-        yield
-    finally:
-        for process in processes:
-            process.resume()
