@@ -3,7 +3,7 @@
 import asyncio
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class PodCluster(Cluster):
     ) -> None:
         super().__init__(folder, apis=apis, each=each, running=running)
         self._kubernetes = kubernetes
-        self._settings: dict[str, Any] = {f"RUNTAPE_{name.upper()}": value for name, value in settings.items()}
+        self._settings = {f"RUNTAPE_{name.upper()}": value for name, value in settings.items()}
         self.namespace = ""
 
     @property
@@ -56,10 +56,14 @@ class PodCluster(Cluster):
             return await a_namespace(client.CoreV1Api(connection), self._kubernetes.scope)
 
     def worker(self, role: Role, **settings: str) -> Process:
+        return self._begin(role, [sys.executable, "-m", f"workers.{role}"], **self._environment(settings))
+
+    def _environment(self, settings: Mapping[str, str]) -> dict[str, Any]:
+        """Return that of a worker, with `settings` of its own."""
         images = {
             name: {"reference": recipe.reference, "binary": binary} for name, (recipe, binary) in image.BINARIES.items()
         }
-        given: dict[str, Any] = {
+        return {
             "RUNTAPE_WORKER__PODS": "kubernetes",
             "RUNTAPE_KUBERNETES__KUBECONFIG": str(self._kubernetes.kubeconfig),
             "RUNTAPE_KUBERNETES__NAMESPACE": self.namespace,
@@ -72,7 +76,6 @@ class PodCluster(Cluster):
             **self._settings,
             **{f"RUNTAPE_{name.upper()}": value for name, value in settings.items()},
         }
-        return self._begin(role, [sys.executable, "-m", f"workers.{role}"], **given)
 
 
 @pytest.fixture(scope="session")

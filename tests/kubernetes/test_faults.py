@@ -1,22 +1,18 @@
-"""What runs programs in pods dies or stands still: no run is lost, none ends twice, no byte is missing, no pod is left.
-
-Programs print over half a second, so that something breaks in the middle of some of them.
-"""
+"""What runs pods dies or stands still: no run is lost, none ends twice, no byte is missing, no pod is left."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 from kubernetes_asyncio import client
 
-from runtape.adapters.kubernetes.manifests import EXECUTION
 from runtape.runtime.roles import Role
 from tests.cluster.survival import survived
 from tests.e2e.server import Client
 from tests.kubernetes.plugin import PodCluster
 from tests.kubernetes.pods import connected
+from tests.kubernetes.survival import script, until_none_is_left
 from tests.rig.kubernetes.cluster import Kubernetes
 
 pytestmark = [
@@ -29,15 +25,7 @@ RUNS = 24
 OVER_S = 6.0
 WITHIN_S = 60.0
 """A lease that nobody extends lasts 30 s, and its run begins again behind those that wait."""
-GONE_S = 60.0
-"""Pods that nobody needs are gone by then."""
-LOOK_S = 0.2
 COMPONENTS = ("kubelet", "containerd", "api_server", "etcd", "controllers", "scheduler")
-
-
-def script(name: str, number: int) -> str:
-    """Return a Python program that prints what `tests.cluster.flood.printed` says."""
-    return f"import time\nfor line in range(5):\n    print({name!r}, {number}, line, flush=True)\n    time.sleep(0.1)\n"
 
 
 @pytest.fixture
@@ -59,13 +47,7 @@ async def outlived(
 ) -> None:
     """Let runs go on while something breaks, and check them; soon no pod of a run is left."""
     await survived(clients, name, break_it, mend_it, runs=RUNS, over_s=OVER_S, within_s=WITHIN_S, write=script, **more)
-    until_s = time.monotonic() + GONE_S
-    async with connected(podded.kubeconfig) as connection:
-        api = client.CoreV1Api(connection)
-        while found := (await api.list_namespaced_pod(podded.namespace, label_selector=EXECUTION)).items:
-            left = [each.metadata.name for each in found]
-            assert time.monotonic() < until_s, f"pods are left: {left}"
-            await asyncio.sleep(LOOK_S)
+    await until_none_is_left(podded)
 
 
 @pytest.mark.parametrize("name", COMPONENTS)
