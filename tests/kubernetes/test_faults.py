@@ -75,6 +75,26 @@ async def test_a_worker_dies_and_comes_again(podded: PodCluster, clients: list[C
     await outlived(podded, clients, f"{role}-dies", worker.kill, lambda: worker.begin().until_ready())
 
 
+async def test_a_program_runs_on_while_its_worker_dies_and_comes_again(
+    podded: PodCluster, clients: list[Client]
+) -> None:
+    """What it has told when it ends is its end: nobody began it anew."""
+    execution_id = await clients[0].execute("import time\nprint('begun', flush=True)\ntime.sleep(8)\n")
+    async with clients[0].stream(execution_id) as stream:
+        while (frame := await stream.next(WITHIN_S)) is not None and frame.event != "output":
+            pass
+        for worker in podded.workers[Role.K8S_WORKER]:
+            worker.kill()
+        for worker in podded.workers[Role.K8S_WORKER]:
+            worker.begin().until_ready()
+        while (frame := await stream.next(WITHIN_S)) is not None and frame.kind != "result_stored":
+            pass
+    assert frame is not None
+    result = frame.data["result"]
+    assert (result["status"], result["stdout"], frame.data["attempt"]) == ("completed", "begun\n", 1)
+    await until_none_is_left(podded)
+
+
 @pytest.mark.parametrize("role", [Role.K8S_WORKER, Role.POD_MONITOR])
 async def test_a_worker_stands_still(podded: PodCluster, clients: list[Client], role: Role) -> None:
     worker = podded.workers[role][0]

@@ -119,7 +119,10 @@ class ClusterService:
         consumer = await self._consumer(self._role, flow, tasks) if self._role is not None else None
         if self._role is Role.K8S_WORKER:
             me, sweeper = (await get(ProcessIdentity)).owner, await get(Sweeper)
-            if before := self._succession.take(me):
+            before = self._succession.take(me)
+            if self.settings.worker.pods == "kubernetes":  # there they may run on: leases and the pod_monitor tell
+                self._succession.settled(me)
+            elif before:
                 tasks.spawn(self._succeed(me, before, sweeper), "succession")
         if self._role is None:
             await self._reach_log(producer, background.relay, tasks)
