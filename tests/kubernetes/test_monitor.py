@@ -319,5 +319,5 @@ async def _make_orphans(place: Place, count: int) -> None:
         pod = a_pod(PYTHON.reference, ["python", "-c", "0"])
         labels = {MANAGED_BY: "runtape", EXECUTION: f"unknown-{number}", ATTEMPT: "1"}
         pod["metadata"] = {"name": f"orphan-{number}", "labels": labels}
-        pod["spec"]["nodeName"] = "nowhere"
+        pod["spec"]["schedulerName"] = "nobody"  # it stays as it is until somebody deletes it
         await place.core.create_namespaced_pod(place.namespace, pod)
