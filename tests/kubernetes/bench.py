@@ -39,8 +39,8 @@ WAITING = 2
 AT_ONCE = 4
 NOT_WARM = {"memory_mb": Limits().memory_mb + 1}
 """Limits that no warm pod has."""
-CPU = "300m"
-"""What each pod may use; six are there at once, on two processors."""
+CPU = "250m"
+"""What each pod may use: six are there at once on two processors, and perhaps one that is on its way out."""
 REFILLED_S = 60.0
 LOOK_S = 0.1
 SCRIPT = "print('hello', flush=True)"
