@@ -140,6 +140,8 @@ def up(which: str) -> int:
         told(which).write_text(json.dumps({"pid": os.getpid()}))
         for name, value in settings(found).items():
             print(f"export {name}={shlex.quote(value)}", flush=True)
+        down = "./runtape rig down" if which == USUAL else f"./runtape rig down {which}"
+        print(f"up until Ctrl-C, or {down} elsewhere", file=sys.stderr, flush=True)
         signal.pause()
     except store.Unobtainable as error:
         print(f"error: {error}", file=sys.stderr)
