@@ -18,6 +18,7 @@ PAUSE = Path(__file__).parent / "pause.c"
 SUITE = "bookworm"
 RUNTIME = ("containerd", "runc", "containernetworking-plugins", "libseccomp2")
 TELL_EVERY_S = 30.0
+LEAST_GO = (1, 24)
 COLLECT_AT = "400"
 """How much a compiler's heap may grow by, in percent, before it is collected: a fifth of the processor's time less than
 with 100, for half as much memory again."""
@@ -55,11 +56,10 @@ class GoProgram:
         return ["-trimpath", "-gcflags=all=-dwarf=false", f"-ldflags={self.link}"]
 
     def _make(self, folder: Path) -> None:
-        if shutil.which("go") is None:
-            raise Unobtainable(f"{self.name} is built here, which needs Go 1.24 or newer")
+        go = _go()
         environment = {**os.environ, "CGO_ENABLED": "0", "GOGC": COLLECT_AT}
         listed = subprocess.run(
-            ["go", "list", "-deps", self.package],
+            [go, "list", "-deps", self.package],
             cwd=self.module,
             env=environment,
             capture_output=True,
@@ -68,10 +68,10 @@ class GoProgram:
         )
         if listed.returncode:
             raise Unobtainable(f"go list: {listed.stderr.strip()[-500:]}")
-        self._build(folder / self.name, len(listed.stdout.splitlines()), environment)
+        self._build(go, folder / self.name, len(listed.stdout.splitlines()), environment)
 
-    def _build(self, program: Path, packages: int, environment: dict[str, str]) -> None:
-        command = ["go", "build", "-v", *self._options(), "-o", program, self.package]
+    def _build(self, go: str, program: Path, packages: int, environment: dict[str, str]) -> None:
+        command = [go, "build", "-v", *self._options(), "-o", program, self.package]
         began_s = told_s = time.monotonic()
         with subprocess.Popen(command, cwd=self.module, env=environment, stderr=subprocess.PIPE, text=True) as build:
             assert build.stderr is not None
@@ -87,6 +87,17 @@ class GoProgram:
                     )
         if build.returncode:
             raise Unobtainable(f"go build: {''.join(said).strip()[-500:]}")
+
+
+def _go() -> str:
+    """Return a Go that is new enough, the first of those on PATH and where its own archive puts it."""
+    folders = [*os.get_exec_path(), "/usr/local/go/bin"]
+    for found in filter(None, (shutil.which("go", path=folder) for folder in folders)):
+        said = subprocess.run([found, "version"], capture_output=True, text=True, check=False).stdout
+        version = re.search(r"go(\d+)\.(\d+)", said)
+        if version and (int(version[1]), int(version[2])) >= LEAST_GO:
+            return found
+    raise Unobtainable(f"Kubernetes is built here, which needs Go {LEAST_GO[0]}.{LEAST_GO[1]} or newer on PATH")
 
 
 def _version_in(module: str, of: str) -> str:
