@@ -1,18 +1,24 @@
 """What runs pods dies or stands still: no run is lost, none ends twice, no byte is missing, no pod is left."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 from kubernetes_asyncio import client
 
+from runtape.adapters.kubernetes.api import PodApi
+from runtape.adapters.kubernetes.manifests import ATTEMPT, EXECUTION
+from runtape.adapters.kubernetes.placed import placed
+from runtape.ports.placed_pods import PodState
 from runtape.runtime.roles import Role
 from tests.cluster.survival import survived
 from tests.e2e.server import Client
+from tests.e2e.sse import EventStream, Frame
 from tests.kubernetes.plugin import PodCluster
 from tests.kubernetes.pods import connected
-from tests.kubernetes.survival import script, until_none_is_left
+from tests.kubernetes.survival import LOOK_S, pods_of, script, until_none_is_left
 from tests.rig.kubernetes.cluster import Kubernetes
 
 pytestmark = [
@@ -25,6 +31,8 @@ RUNS = 24
 OVER_S = 6.0
 WITHIN_S = 60.0
 """A lease that nobody extends lasts 30 s, and its run begins again behind those that wait."""
+SOON_S = 25.0
+"""A lease lasts longer."""
 COMPONENTS = ("kubelet", "containerd", "api_server", "etcd", "controllers", "scheduler")
 
 
@@ -75,24 +83,77 @@ async def test_a_worker_dies_and_comes_again(podded: PodCluster, clients: list[C
     await outlived(podded, clients, f"{role}-dies", worker.kill, lambda: worker.begin().until_ready())
 
 
-async def test_a_program_runs_on_while_its_worker_dies_and_comes_again(
-    podded: PodCluster, clients: list[Client]
-) -> None:
-    """What it has told when it ends is its end: nobody began it anew."""
-    execution_id = await clients[0].execute("import time\nprint('begun', flush=True)\ntime.sleep(8)\n")
-    async with clients[0].stream(execution_id) as stream:
-        while (frame := await stream.next(WITHIN_S)) is not None and frame.event != "output":
-            pass
-        for worker in podded.workers[Role.K8S_WORKER]:
+@pytest.fixture
+def without_workers(podded: PodCluster) -> Iterator[Callable[[], None]]:
+    """Return what kills all k8s_workers; at the end of the test they work again."""
+    workers = podded.workers[Role.K8S_WORKER]
+
+    def kill() -> None:
+        for worker in workers:
             worker.kill()
-        for worker in podded.workers[Role.K8S_WORKER]:
-            worker.begin().until_ready()
-        while (frame := await stream.next(WITHIN_S)) is not None and frame.kind != "result_stored":
-            pass
-    assert frame is not None
-    result = frame.data["result"]
-    assert (result["status"], result["stdout"], frame.data["attempt"]) == ("completed", "begun\n", 1)
+
+    yield kill
+    again(podded)
+
+
+def again(podded: PodCluster) -> None:
+    """Begin the k8s_workers that are dead, in their data folders."""
+    dead = [worker for worker in podded.workers[Role.K8S_WORKER] if not worker.begun]
+    for worker in dead:
+        worker.begin()
+    for worker in dead:
+        worker.until_ready()
+
+
+async def test_what_a_pod_has_told_while_its_worker_was_dead_is_the_end(
+    podded: PodCluster, clients: list[Client], without_workers: Callable[[], None]
+) -> None:
+    execution_id = await clients[0].execute("import time\nprint('begun', flush=True)\ntime.sleep(2)\n")
+    async with clients[0].stream(execution_id) as stream:
+        await frame_of(stream, "output")
+        await asyncio.to_thread(without_workers)
+        async with pods_of(podded) as pods:
+            while await running(pods, execution_id, 1):  # noqa: ASYNC110
+                await asyncio.sleep(LOOK_S)
+        await asyncio.to_thread(again, podded)
+        stored = await frame_of(stream, "result_stored")
+    assert (stored.data["result"]["status"], stored.data["result"]["stdout"]) == ("completed", "begun\n")
+    assert stored.data["attempt"] == 1
     await until_none_is_left(podded)
+
+
+async def test_a_run_is_begun_again_once_its_program_has_ended_in_the_pod_of_a_dead_worker(
+    podded: PodCluster, clients: list[Client], without_workers: Callable[[], None]
+) -> None:
+    """It would have gone on for a minute, and nobody waits for its lease."""
+    script = "import time\nprint('begun', flush=True)\ntime.sleep(60)\n"
+    execution_id = await clients[0].execute(script, limits={"wall_s": 70})
+    async with clients[0].stream(execution_id) as stream:
+        await frame_of(stream, "output")
+        began_s = time.monotonic()
+        await asyncio.to_thread(without_workers)
+        await asyncio.to_thread(again, podded)
+        await frame_of(stream, "execution_restarted")
+        async with pods_of(podded) as pods:
+            assert not await running(pods, execution_id, 1)
+        assert time.monotonic() - began_s < SOON_S
+        await clients[0].post(f"/executions/{execution_id}/cancel")
+        await frame_of(stream, "result_stored")
+    await until_none_is_left(podded)
+
+
+async def frame_of(stream: EventStream, name: str) -> Frame:
+    """Return the next frame of a kind."""
+    while (frame := await stream.next(WITHIN_S)) is not None:
+        if name in (frame.event, frame.kind):
+            return frame
+    raise AssertionError(f"the stream ended without {name}")
+
+
+async def running(pods: PodApi, execution_id: str, attempt: int) -> Sequence[Any]:
+    """Return the pods of an attempt of which something runs."""
+    found = (await pods.list(f"{EXECUTION}={execution_id},{ATTEMPT}={attempt}")).pods
+    return [pod for pod in found if (each := placed(pod)) is not None and each.state is not PodState.ENDED]
 
 
 @pytest.mark.parametrize("role", [Role.K8S_WORKER, Role.POD_MONITOR])

@@ -113,7 +113,6 @@ async def test_one_worker_stands_still_and_the_other_dies_at_a_step(
         both.set()
 
     def come_again() -> None:
-        cluster.give_away(dies)
         dies.again().until_said("joined")  # with all partitions: the other one is missed
         cluster.give_away(stands)
         stands.wake()

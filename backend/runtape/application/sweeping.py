@@ -32,6 +32,7 @@ from runtape.domain.outcome import Usage
 from runtape.domain.saga import Saga
 from runtape.ports.clock import Clock
 from runtape.ports.errors import Transient
+from runtape.ports.pod_runtime import PodKey
 from runtape.ports.stores import BlobStore, ExecutionStore, SagaStore
 
 log = structlog.get_logger(__name__)
@@ -108,13 +109,14 @@ class Sweeper:
                 await self._admission.check(saga.execution_id)
         await self._admission.admit_waiting()
 
-    async def succeed(self, owners: Collection[str]) -> None:
-        """Take for lost what the workers with the ids `owners`, which are known to be dead, were running.
+    async def succeed(self, owners: Collection[str], told: Collection[PodKey] = ()) -> None:
+        """Take for lost what the workers with the ids `owners`, which are known to be dead, were running, but `told`.
 
         Idempotent.  Raises: Transient.
         """
         async for execution in self._executions.unfinished():
-            if execution.lease is not None and execution.lease.owner in owners:
+            key = PodKey(execution.id, execution.attempt)
+            if execution.lease is not None and execution.lease.owner in owners and key not in told:
                 await self._monitor.interrupt(execution.id, execution.attempt, "worker_lost")
 
     async def run(self) -> None:

@@ -1,6 +1,6 @@
 """Running a program in isolation: one contract for local sandboxes and for pods."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -170,5 +170,13 @@ class PodKeeper(Protocol):
         """Keep as many pods waiting as there are to be; runs until cancelled.
 
         One process of those that share the pods is enough, and two at once for a moment do no harm.
+        """
+        ...
+
+    async def inherit(self, owners: Collection[str]) -> Collection[PodKey]:
+        """End the programs that run on in the pods of dead processes, and return once none of them runs.
+
+        Those that had ended before are returned: somebody may yet record what they have told.
+        Raises: Transient, also when some do not end.
         """
         ...

@@ -38,7 +38,7 @@ from runtape.application.running import Worker
 from runtape.application.runtimes import RuntimeCatalogue
 from runtape.application.storing import ResultProcessor
 from runtape.application.sweeping import Sweeper
-from runtape.ports.errors import Permanent, Transient
+from runtape.ports.errors import InfrastructureError, Permanent, Transient
 from runtape.ports.live import LiveFeed
 from runtape.ports.log import EventLog
 from runtape.ports.pod_runtime import PodKeeper, PodRuntime
@@ -55,6 +55,10 @@ from runtape.runtime.settings import Settings
 from runtape.runtime.succession import Succession
 
 log = structlog.get_logger(__name__)
+
+INHERIT_TRIES = 3
+TOLD_S = 10.0
+"""How long the pod_monitor has to record what the pods of a dead worker have told."""
 
 WAIT_S = 1.0
 """The pause between two tries to reach a part that is not there yet."""
@@ -119,11 +123,8 @@ class ClusterService:
         consumer = await self._consumer(self._role, flow, tasks) if self._role is not None else None
         if self._role is Role.K8S_WORKER:
             me, sweeper = (await get(ProcessIdentity)).owner, await get(Sweeper)
-            before = self._succession.take(me)
-            if self.settings.worker.pods == "kubernetes":  # there they may run on: leases and the pod_monitor tell
-                self._succession.settled(me)
-            elif before:
-                tasks.spawn(self._succeed(me, before, sweeper), "succession")
+            if before := self._succession.take(me):
+                tasks.spawn(self._succeed(me, before, sweeper, pods), "succession")
         if self._role is None:
             await self._reach_log(producer, background.relay, tasks)
         else:
@@ -160,7 +161,18 @@ class ClusterService:
             each.result()
         begun = True
 
-    async def _succeed(self, me: str, before: Sequence[str], sweeper: Sweeper) -> None:
+    async def _succeed(self, me: str, before: Sequence[str], sweeper: Sweeper, pods: PodRuntime) -> None:
+        """Have what ran here before run again, once none of it runs any more."""
+        if isinstance(pods, PodKeeper):
+            try:
+                told = await persistently(lambda: pods.inherit(before), "pods.inherit", INHERIT_TRIES)
+            except InfrastructureError as error:
+                log.warning("succession.left_to_leases", error=str(error))
+                self._succession.settled(me)
+                return
+            await persistently(lambda: sweeper.succeed(before, told), "succession")
+            if told:
+                await asyncio.sleep(TOLD_S)
         await persistently(lambda: sweeper.succeed(before), "succession")
         self._succession.settled(me)
 

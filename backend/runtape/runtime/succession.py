@@ -2,7 +2,7 @@
 
 A worker writes its id into a file of its data folder, and holds a lock on it as long as it lives.  Who gets the lock
 reads whose place it takes: the kernel gives the lock back when a process is gone, and its programs have ended with it,
-unless they ran in pods.
+or are ended then, where they run in pods.
 
 Those before stay in the file until what they ran was taken up: whoever follows one that died while it did so takes the
 place of both.

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Self
@@ -15,6 +15,7 @@ from runtape.adapters.kubernetes.api import Exists, Forbidden, PodApi, QuotaExce
 from runtape.adapters.kubernetes.attempt import Attempt
 from runtape.adapters.kubernetes.keeping import Keeper
 from runtape.adapters.kubernetes.manifests import PodSettings
+from runtape.adapters.kubernetes.placed import placed
 from runtape.adapters.kubernetes.pools import Pool, WarmSettings, leaves, pools
 from runtape.adapters.kubernetes.warm import Claim, Dead, NotTaken, Taken, Unfit, WarmPods, labels_of, selector
 from runtape.adapters.kubernetes.watching import Pods
@@ -23,6 +24,7 @@ from runtape.adapters.sandbox.runtimes import InstalledRuntime
 from runtape.domain.outcome import Outcome, OutcomeKind
 from runtape.domain.tape import Record
 from runtape.ports.errors import InfrastructureError, Permanent, SandboxUnavailable, Transient
+from runtape.ports.placed_pods import PodState
 from runtape.ports.pod_runtime import PodArtifact, PodEnded, PodKey, PodSpec, PodStart, Runtime
 
 log = structlog.get_logger(__name__)
@@ -35,6 +37,9 @@ FORBIDDEN_S: Final = 6.0
 """How long a pod may be forbidden before that is told as its end: rights come back as outages do."""
 CLOSE_S: Final = 10.0
 """How long `close` waits for the end of programs; beyond it their leases end them."""
+INHERIT_S: Final = 30.0
+"""How long pods may take to end whose worker is dead; beyond it their leases end them."""
+_LOOK_S: Final = 0.5
 DEAD_MOST: Final = 2
 """How many warm pods without an answer are waited for, before a pod is made that is no older than its program."""
 _OURS: Final = Ours(processes=2, memory_mb=manifests.RUNNER_MB)
@@ -116,6 +121,22 @@ class KubernetesPods:
     async def keep(self) -> None:
         """Keep the pools filled; runs until cancelled, in one process of those that share the namespace."""
         await Keeper(self._api, [*self._pools.values()], self._window_s).run()
+
+    async def inherit(self, owners: Collection[str]) -> Collection[PodKey]:
+        wanted = f"{manifests.EXECUTION},{manifests.OWNER} in ({','.join(owners)})"
+        try:
+            async with asyncio.timeout(INHERIT_S):
+                while True:
+                    pods = (await self._api.list(wanted)).pods
+                    found = [(pod, each) for pod in pods if (each := placed(pod)) is not None]
+                    running = [pod["metadata"] for pod, each in found if each.state is not PodState.ENDED]
+                    if not running:
+                        return [each.key for _, each in found]
+                    # With some grace it is there until nothing of it runs.
+                    await asyncio.gather(*(self._api.delete(each["name"], 1, uid=each["uid"]) for each in running))
+                    await asyncio.sleep(_LOOK_S)
+        except TimeoutError:
+            raise Transient(f"pods of {', '.join(owners)} were not gone within {INHERIT_S:g} s") from None
 
     async def start(self, spec: PodSpec, attempt: int, lease_expires_at: datetime) -> PodStart | None:
         key = PodKey(spec.execution_id, attempt)
