@@ -18,7 +18,7 @@ CLUSTER = pytest.param("cluster", marks=pytest.mark.needs("kafka", "mongo", "red
 PODS = pytest.param(
     "pods",
     marks=[
-        pytest.mark.needs("kubernetes", "own", "kafka", "mongo", "redis", "registry", "patience"),
+        pytest.mark.needs("kubernetes", "own", "kafka", "mongo", "redis", "registry"),
         pytest.mark.timeout(180),
     ],
 )
