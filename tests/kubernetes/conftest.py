@@ -6,7 +6,11 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from kubernetes_asyncio import client
 
+from runtape.adapters.kubernetes.runtime import Image
+from runtape.adapters.sandbox.runtimes import in_image
+from tests.kubernetes import image
 from tests.kubernetes.pods import a_namespace, connected
+from tests.kubernetes.waiting import VERSION
 from tests.rig.given import GivenKubernetes
 from tests.rig.kubernetes.cluster import Kubernetes
 
@@ -29,3 +33,10 @@ async def api(kubernetes: Kubernetes | GivenKubernetes) -> AsyncIterator[client.
 async def namespace(api: client.CoreV1Api, kubernetes: Kubernetes | GivenKubernetes) -> str:
     """A namespace of the test's own."""
     return await a_namespace(api, kubernetes.scope)
+
+
+@pytest.fixture(scope="session")
+def bash(kubernetes: Kubernetes) -> Image:
+    """The image, in the cluster."""
+    kubernetes.containerd.take(image.archive(image.BASH))
+    return Image(image.BASH.reference, in_image("bash", VERSION, "/usr/bin/bash"))

@@ -13,15 +13,13 @@ from runtape.adapters.kubernetes.api import PodApi
 from runtape.adapters.kubernetes.manifests import PodSettings
 from runtape.adapters.kubernetes.pools import PoolSize, WarmSettings
 from runtape.adapters.kubernetes.runtime import Image, KubernetesPods
-from runtape.adapters.sandbox.runtimes import in_image
 from runtape.application.retrying import persistently
 from runtape.domain.outcome import OutcomeKind
 from runtape.ports.errors import Transient
 from runtape.ports.pod_runtime import PodStart
-from tests.kubernetes import image
 from tests.kubernetes.pods import eventually
 from tests.kubernetes.proxy import Delay, Fate, Faults, HttpProxy, Lose, Refuse, http_proxy, no_fault, verb
-from tests.kubernetes.waiting import VERSION, ended, kept, names, of, reached, runs, soon, spec, until_waiting
+from tests.kubernetes.waiting import ended, kept, names, of, reached, runs, soon, spec, until_waiting
 from tests.rig.kubernetes.cluster import Kubernetes
 
 pytestmark = [
@@ -30,13 +28,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
 ]
 LASTING = "echo begun; sleep 3; echo ended"
-
-
-@pytest.fixture(scope="module")
-def bash(kubernetes: Kubernetes) -> Image:
-    """The image, in the cluster."""
-    kubernetes.containerd.take(image.archive(image.BASH))
-    return Image(image.BASH.reference, in_image("bash", VERSION, "/usr/bin/bash"))
 
 
 @pytest.fixture
@@ -143,7 +134,7 @@ async def test_that_there_is_no_such_page_says_nothing_of_a_pod(proxy: HttpProxy
 async def test_a_warm_pod_whose_claim_was_refused_is_claimed_when_the_api_is_well_again(
     proxy: HttpProxy, settings: PodSettings, bash: Image, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(warm, "TRIED_S", 0.5)
+    monkeypatch.setattr(warm, "TRIED_S", 0.0)
     wanted = WarmSettings(size=PoolSize(1, 1))
     async with kept(proxy.configuration, settings, bash, wanted) as keeper:
         await until_waiting(keeper, 1)
@@ -153,7 +144,6 @@ async def test_a_warm_pod_whose_claim_was_refused_is_claimed_when_the_api_is_wel
         with pytest.raises(Transient):
             await pods.start(spec("e"), 1, soon())
         proxy.faults = no_fault
-        await asyncio.sleep(0.5)
         assert await runs(pods, "e") is PodStart.WARM
 
 

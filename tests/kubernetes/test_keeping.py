@@ -12,11 +12,9 @@ from runtape.adapters.kubernetes.keeping import LOOK_AGAIN_S, MAKING_MOST, REFIL
 from runtape.adapters.kubernetes.manifests import PodSettings
 from runtape.adapters.kubernetes.pools import PoolSize, WarmSettings
 from runtape.adapters.kubernetes.runtime import Image
-from runtape.adapters.sandbox.runtimes import in_image
 from runtape.ports.pod_runtime import PodStart
-from tests.kubernetes import image
 from tests.kubernetes.pods import eventually
-from tests.kubernetes.waiting import VERSION, kept, names, reached, runs, until_waiting, waiting, warm_ones
+from tests.kubernetes.waiting import kept, names, reached, runs, until_waiting, waiting, warm_ones
 from tests.rig.kubernetes.cluster import Kubernetes
 
 SIZE = PoolSize(least=2, most=10)
@@ -42,13 +40,6 @@ def test_as_many_wait_as_were_taken_within_the_time_that_refilling_takes(taken_s
 
 def test_a_pool_that_may_hold_nothing_holds_nothing() -> None:
     assert target([0.0] * 5, PoolSize(0, 0)) == 0
-
-
-@pytest.fixture(scope="module")
-def bash(kubernetes: Kubernetes) -> Image:
-    """The image, in the cluster."""
-    kubernetes.containerd.take(image.archive(image.BASH))
-    return Image(image.BASH.reference, in_image("bash", VERSION, "/usr/bin/bash"))
 
 
 @pytest.mark.needs("kubernetes", "own")

@@ -13,12 +13,10 @@ from kubernetes_asyncio import client, config
 from runtape.adapters.kubernetes import attempt, leases, runtime
 from runtape.adapters.kubernetes.manifests import ATTEMPT, EXECUTION, MANAGED_BY
 from runtape.adapters.kubernetes.runtime import Image
-from runtape.adapters.sandbox.runtimes import in_image
 from runtape.application import reaping, running
 from runtape.domain.execution import OnInterrupt
 from runtape.domain.outcome import OutcomeKind
 from tests.contract.embedded.basic import quick_place
-from tests.kubernetes import image
 from tests.kubernetes.mortal import Place, reasons
 from tests.kubernetes.pods import a_pod
 from tests.kubernetes.proxy import connection_proxy
@@ -33,13 +31,6 @@ pytestmark = [
 LEASE_S = 9
 WAITS = "echo begun; sleep 4; echo ended"
 """Long enough to be disturbed; the next attempt is not."""
-
-
-@pytest.fixture(scope="module")
-def bash(kubernetes: Kubernetes) -> Image:
-    """The image, in the cluster."""
-    kubernetes.containerd.take(image.archive(image.BASH))
-    return Image(image.BASH.reference, in_image("bash", "5.2", "/usr/bin/bash"))
 
 
 @pytest.fixture

@@ -9,11 +9,9 @@ from kubernetes_asyncio import client, config
 
 from runtape.adapters.kubernetes.manifests import PodSettings
 from runtape.adapters.kubernetes.runtime import Image, KubernetesPods
-from runtape.adapters.sandbox.runtimes import in_image
 from runtape.ports.pod_runtime import PodRuntime
 from tests.contract import test_pod_runtime as suite
 from tests.contract.test_pod_runtime import PodRuntimeContract, Program
-from tests.kubernetes import image
 from tests.rig.kubernetes.cluster import Kubernetes
 
 pytestmark = [
@@ -22,13 +20,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
 ]
 VERSION = "5.2"
-
-
-@pytest.fixture(scope="module")
-def bash(kubernetes: Kubernetes) -> Image:
-    """The image, in the cluster."""
-    kubernetes.containerd.take(image.archive(image.BASH))
-    return Image(image.BASH.reference, in_image("bash", VERSION, "/usr/bin/bash"))
 
 
 class TestKubernetesPods(PodRuntimeContract):

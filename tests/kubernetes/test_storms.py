@@ -17,7 +17,6 @@ import pytest
 from aiohttp import web
 from kubernetes_asyncio import client
 
-from runtape.adapters.kubernetes.manifests import EXECUTION, STATE, WARM
 from tests.cluster.plugin import running
 from tests.cluster.survival import survived
 from tests.e2e.server import Client
@@ -35,6 +34,7 @@ from tests.kubernetes.proxy import (
     no_fault,
     verb,
 )
+from tests.kubernetes.survival import IS_WARM, LOOK_S, script, until_none_is_left
 from tests.rig.kubernetes.cluster import Kubernetes
 
 pytestmark = [
@@ -49,9 +49,6 @@ BEFORE_S = 0.5
 STORM_S = 6.0
 WITHIN_S = 45.0
 """So long after the storm and the last submission every run has ended."""
-GONE_S = 60.0
-"""Pods that nobody needs are gone by then."""
-LOOK_S = 0.2
 WARM_MOST = 3
 REQUESTS_MOST = 120
 """In any second, of two workers and two monitors with four new runs; who asks without a pause asks a thousand times."""
@@ -136,11 +133,6 @@ async def clients(stormy: PodCluster) -> AsyncIterator[list[Client]]:
         await each.http.aclose()
 
 
-def script(name: str, number: int) -> str:
-    """Return a Python program that prints what `tests.cluster.flood.printed` says."""
-    return f"import time\nfor line in range(5):\n    print({name!r}, {number}, line, flush=True)\n    time.sleep(0.1)\n"
-
-
 @pytest.mark.parametrize("name", STORMS)
 async def test_runs_outlive_a_storm(
     stormy: PodCluster, clients: list[Client], proxy: tuple[HttpProxy, Path], name: str
@@ -177,7 +169,7 @@ async def test_runs_outlive_a_storm(
         finally:
             way.faults = no_fault
         ended_s = time.monotonic()
-        await _until_no_pods(api, stormy.namespace)
+        await until_none_is_left(stormy)
         gone_s = time.monotonic()
         counting.cancel()
         warm = await counting
@@ -202,17 +194,8 @@ async def _most_warm(api: client.CoreV1Api, namespace: str) -> int:
     most = 0
     with contextlib.suppress(asyncio.CancelledError):
         while True:
-            pods = (await api.list_namespaced_pod(namespace, label_selector=f"{STATE}={WARM}")).items
+            pods = (await api.list_namespaced_pod(namespace, label_selector=IS_WARM)).items
             there = [each for each in pods if each.metadata.deletion_timestamp is None]
             most = max(most, len(there))
             await asyncio.sleep(LOOK_S)
     return most
-
-
-async def _until_no_pods(api: client.CoreV1Api, namespace: str) -> None:
-    """Return when no pod of a run is left."""
-    until_s = time.monotonic() + GONE_S
-    while found := (await api.list_namespaced_pod(namespace, label_selector=EXECUTION)).items:
-        left = [each.metadata.name for each in found]
-        assert time.monotonic() < until_s, f"pods are left: {left}"
-        await asyncio.sleep(LOOK_S)

@@ -19,13 +19,11 @@ from runtape.adapters.kubernetes.manifests import CLAIMED, EXECUTION, OWNER, STA
 from runtape.adapters.kubernetes.pools import PoolSize, WarmSettings
 from runtape.adapters.kubernetes.runtime import Image, KubernetesPods
 from runtape.adapters.kubernetes.warm import WELCOME_S
-from runtape.adapters.sandbox.runtimes import in_image
 from runtape.domain.limits import Limits
 from runtape.ports.errors import Transient
 from runtape.ports.pod_runtime import PodRuntime, PodStart
 from tests.contract import test_pod_runtime as suite
 from tests.contract.test_pod_runtime import PodRuntimeContract, Program
-from tests.kubernetes import image
 from tests.kubernetes.pods import eventually
 from tests.kubernetes.proxy import Fate, Lose, Refuse, http_proxy, verb
 from tests.kubernetes.waiting import (
@@ -52,13 +50,6 @@ pytestmark = [
     pytest.mark.timeout(180),
     pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
 ]
-
-
-@pytest.fixture(scope="module")
-def bash(kubernetes: Kubernetes) -> Image:
-    """The image, in the cluster."""
-    kubernetes.containerd.take(image.archive(image.BASH))
-    return Image(image.BASH.reference, in_image("bash", VERSION, "/usr/bin/bash"))
 
 
 @pytest.fixture

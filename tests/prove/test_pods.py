@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from kubernetes_asyncio import client
 
-from runtape.adapters.kubernetes.api import PodApi
-from runtape.adapters.kubernetes.inspection import Forbidden, Inspection
+from runtape.adapters.kubernetes.api import Forbidden, PodApi
+from runtape.adapters.kubernetes.inspection import Inspection
 from runtape.cli.main import main as command
 from runtape.prove import pods
 from runtape.prove.errors import ProveError

@@ -13,7 +13,8 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from runtape.adapters.kubernetes.inspection import Forbidden, Inspection
+from runtape.adapters.kubernetes.api import Forbidden
+from runtape.adapters.kubernetes.inspection import Inspection
 from runtape.ports.pod_runtime import PodKey
 from runtape.prove.ran import Ran
 from runtape.runtime.pods import KubernetesSettings

@@ -9,16 +9,13 @@ import msgspec
 from kubernetes_asyncio import client
 
 from runtape.adapters.kubernetes import manifests
-from runtape.ports.errors import Permanent, Transient, Unavailable
+from runtape.adapters.kubernetes.api import Forbidden
+from runtape.ports.errors import Transient, Unavailable
 
 _TIMEOUT_S: Final = 10.0
 _FORBIDDEN: Final = (401, 403)
 _KINDS: Final = ("pods", "secrets", "configmaps", "persistentvolumeclaims")
 """What could be made for a program, and so be left."""
-
-
-class Forbidden(Permanent):
-    """Whoever asks may not know."""
 
 
 class Inspection:
