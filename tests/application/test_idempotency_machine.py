@@ -1,4 +1,7 @@
-"""Random requests under few keys against a model of ten lines; the process dies between them and in their midst."""
+"""Random requests under few keys against a model of ten lines; the process dies between them and in their midst.
+
+Who remembers which keys have been used is often wrong.
+"""
 
 import asyncio
 from collections.abc import Callable
@@ -19,6 +22,7 @@ from tests.application.world import ALICE, World, a_world
 from tests.clocks import CountingIds, ManualClock
 from tests.contract.embedded.basic import quick_place
 from tests.patience import examples
+from tests.seen_keys import ForgetfulKeys
 
 KEYS = st.sampled_from(("x", "y"))
 BODIES = st.sampled_from(("print 1", "print 2"))
@@ -54,6 +58,7 @@ class IdempotencyMachine(RuleBasedStateMachine):
                 ids=self.ids,
                 database_type=InlineDatabase,
                 expect_failures=True,
+                seen_keys=ForgetfulKeys(Random(len(self.given))),
                 wrap=Chaos(Random(len(self.given)), None, 0.0).stores,  # so that requests get in each other's way
             )
             self.world = await self.opened.__aenter__()

@@ -3,7 +3,8 @@
 from structlog.testing import capture_logs
 
 from runtape.adapters.embedded.rate_limiter import GcraRateLimiter
-from runtape.application.limiting import ASK_AGAIN_S, FallbackRateLimiter
+from runtape.application.breaker import ASK_AGAIN_S
+from runtape.application.limiting import FallbackRateLimiter
 from runtape.ports.errors import Transient
 from runtape.ports.limits import Allowance, Decision
 from tests.clocks import ManualClock

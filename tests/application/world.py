@@ -13,6 +13,7 @@ from runtape.adapters.embedded.admission import InMemoryAdmissionQueue
 from runtape.adapters.embedded.database import Database
 from runtape.adapters.embedded.live_feed import InProcessLiveFeed
 from runtape.adapters.embedded.log import SqliteEventLog
+from runtape.adapters.embedded.seen_keys import NoSeenKeys
 from runtape.adapters.simulated import SimulatedPodRuntime
 from runtape.application.admission import Admission
 from runtape.application.admission_control import AdmissionControl
@@ -41,6 +42,7 @@ from runtape.domain.limits import LimitPolicy
 from runtape.domain.source import PackagePolicy
 from runtape.ports.admission import Capacity
 from runtape.ports.clock import Ids
+from runtape.ports.idempotency import SeenKeys
 from runtape.ports.live import LiveFeed
 from runtape.ports.log import Delivery
 from runtape.ports.pod_runtime import PodKey
@@ -230,6 +232,7 @@ async def a_world(
     spans: StepSpans | None = None,
     expect_failures: bool = False,
     database_type: type[Database] = Database,
+    seen_keys: SeenKeys | None = None,
 ) -> AsyncIterator[World]:
     """Make a process over the files in `folder`; leaving it is its sudden death."""
     clock = clock or ManualClock()
@@ -324,6 +327,7 @@ async def a_world(
                 flow=flow,
                 executions=stores.executions,
                 queries=queries,
+                seen_keys=seen_keys or NoSeenKeys(),
                 queue=queue,
                 library=library,
                 catalogue=catalogue,

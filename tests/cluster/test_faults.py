@@ -1,5 +1,7 @@
 """Parts and processes that die or stand still while runs go on: none is lost, none ends twice, no byte is missing."""
 
+import asyncio
+
 import pytest
 
 from runtape.runtime.roles import Role
@@ -20,6 +22,24 @@ async def test_a_part_that_is_gone_for_a_while(cluster: Cluster, clients: list[C
 
 async def test_a_redis_that_forgets_everything(cluster: Cluster, clients: list[Client]) -> None:
     await survived(clients, "forgets", cluster.redis.flush)
+
+
+async def test_a_key_stands_for_its_run_whatever_redis_remembers(cluster: Cluster, clients: list[Client]) -> None:
+    async def asked(client: Client) -> list[str]:
+        return await asyncio.gather(*(client.execute("print(1)", key=f"key-{number}") for number in range(20)))
+
+    first = await asked(clients[0])
+    assert len({*first}) == 20
+    assert await asked(clients[1]) == first
+    cluster.redis.flush()
+    assert await asked(clients[0]) == first
+    cluster.redis.kill()
+    try:
+        assert await asked(clients[1]) == first
+    finally:
+        cluster.redis.start()
+    for execution_id in first:
+        assert (await clients[0].ended(execution_id))["stdout"] == "1\n"
 
 
 @pytest.mark.parametrize("role", WORKERS)

@@ -4,6 +4,7 @@ import asyncio
 import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from random import Random
 from typing import Any, cast
 
 import msgspec
@@ -60,6 +61,7 @@ from runtape.runtime.dispatcher import Dispatcher
 from runtape.runtime.roles import Role
 from tests.clocks import START
 from tests.coroutines import at_once
+from tests.seen_keys import ForgetfulKeys
 from tests.simulation.broker import Broker, Poison, RemoteLog, decoded, raw_of
 from tests.simulation.documents import DocumentServer, RemoteExecutions, RemoteSagas, RemoteUnitOfWork
 from tests.simulation.faults import Mode
@@ -121,6 +123,7 @@ class Site:
         self.feed = FeedServer(world)
         self.queue = InMemoryAdmissionQueue(world.mix.capacity, SimulatedClock(world.loop, 0.0))
         self.limiter = GcraRateLimiter(SimulatedClock(world.loop, 0.0))
+        self.seen_keys = ForgetfulKeys(Random(f"keys {world.seed}"))
         self.sqlite: sqlite3.Connection | None = None if self.cluster else open_memory()
         self.office = self.sqlite or open_memory()
         """Where the dead letters are."""
@@ -401,6 +404,7 @@ class Service:
             flow=flow,
             executions=ports.executions,
             queries=self.queries,
+            seen_keys=self.site.seen_keys,
             queue=ports.queue,
             library=library,
             catalogue=self.catalogue,

@@ -31,9 +31,10 @@ from runtape.domain.identity import Principal
 from runtape.domain.ids import ExecutionId
 from runtape.domain.limits import LimitPolicy
 from runtape.domain.source import PackagePolicy, Source, SourceFile, checked_path
-from runtape.ports.admission import AdmissionQueue, Gate
+from runtape.ports.admission import AdmissionQueue, Gate, Room
 from runtape.ports.clock import Clock, Ids
 from runtape.ports.events import Archival
+from runtape.ports.idempotency import SeenKeys
 from runtape.ports.pod_runtime import Runtime
 from runtape.ports.stores import ExecutionStore, IdempotencyKeyTaken
 
@@ -93,6 +94,7 @@ class Submissions:
         flow: Flow,
         executions: ExecutionStore,
         queries: Queries,
+        seen_keys: SeenKeys,
         queue: AdmissionQueue,
         library: SourceLibrary,
         catalogue: RuntimeCatalogue,
@@ -104,6 +106,7 @@ class Submissions:
         self._flow = flow
         self._executions = executions
         self._queries = queries
+        self._seen_keys = seen_keys
         self._queue = queue
         self._library = library
         self._catalogue = catalogue
@@ -186,19 +189,21 @@ class Submissions:
         requested: Requested,
         retry_of: ExecutionId | None = None,
     ) -> ExecutionId:
+        looked_up = False
         if key is not None:
             if not 0 < len(key.encode()) <= IDEMPOTENCY_KEY_BYTES:
                 raise ValidationFailed(
                     f"an idempotency key has 1 to {IDEMPOTENCY_KEY_BYTES} bytes", field="Idempotency-Key"
                 )
-            if (known := await self._known(principal, key, body_sha256)) is not None:
+            looked_up = not await self._seen_keys.add(principal.user_id, key)
+            if looked_up and (known := await self._known(principal, key, body_sha256)) is not None:
                 return known
         room = await self._queue.room(principal.project_id)
-        if room.gate is Gate.DRAINING:
-            raise Draining("this installation is being drained and accepts nothing new; try again later")
-        if not room.accepts:
-            wait_s = min(max(math.ceil(room.in_s), 1), LONGEST_RETRY_S)
-            raise QueueFull(f"the queue is full; try again in about {wait_s} s", retry_after_s=wait_s)
+        if refusal := _refusal(room):
+            # Who asks for nothing new is refused nothing, also when nobody remembers the key.
+            if key is not None and not looked_up and (known := await self._known(principal, key, body_sha256)):
+                return known
+            raise refusal
         now = self._clock.now()
         execution_id = ExecutionId(self._ids.new_id())
         execution = Execution(
@@ -222,7 +227,7 @@ class Submissions:
                 await self._flow.perform(accept)
                 return execution.id
             except IdempotencyKeyTaken:
-                # Somebody used the key since it was looked up, or it has expired and was released just now.
+                # Somebody has used the key: since it was looked up, or longer ago than anybody remembers.
                 assert key is not None
                 known = await self._known(principal, key, body_sha256)
                 if known is not None:
@@ -295,6 +300,16 @@ class Submissions:
         if required and not self._packages.enabled:
             raise PackagesDisabled(field)
         return runtime, required
+
+
+def _refusal(room: Room) -> Draining | QueueFull | None:
+    """Return why nothing new is accepted, None when it is."""
+    if room.gate is Gate.DRAINING:
+        return Draining("this installation is being drained and accepts nothing new; try again later")
+    if room.accepts:
+        return None
+    wait_s = min(max(math.ceil(room.in_s), 1), LONGEST_RETRY_S)
+    return QueueFull(f"the queue is full; try again in about {wait_s} s", retry_after_s=wait_s)
 
 
 def _check_arguments(submission: Submission) -> None:

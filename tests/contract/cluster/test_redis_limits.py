@@ -21,14 +21,14 @@ pytestmark = pytest.mark.needs("redis")
 @pytest.fixture
 async def client(redis_part: Redis) -> AsyncIterator[Client]:
     client = connect(redis_part.url)
-    await forget(client)
+    await forget_all(client)
     yield client
     await client.aclose()
 
 
-async def forget(client: Client) -> None:
-    """Let Redis forget all buckets."""
-    async for key in client.scan_iter(f"{PREFIX}*"):
+async def forget_all(client: Client, prefix: str = PREFIX) -> None:
+    """Let Redis forget all keys of that prefix: the buckets, unless another is given."""
+    async for key in client.scan_iter(f"{prefix}*"):
         await client.delete(key)
 
 
@@ -76,7 +76,7 @@ async def test_a_bucket_that_was_forgotten_is_full(client: Client) -> None:
     limiter = RedisRateLimiter(client)
     for _ in range(11):
         await limiter.take("a", TEN_A_MINUTE)
-    await forget(client)
+    await forget_all(client)
     assert (await limiter.take("a", TEN_A_MINUTE)).remaining == 9
 
 

@@ -40,16 +40,19 @@ from runtape.adapters.redis.admission import RedisAdmissionQueue, script_text
 from runtape.adapters.redis.bus import SSERedisBus
 from runtape.adapters.redis.rate_limiter import RedisRateLimiter
 from runtape.adapters.redis.router import PartitionedSSERouter
+from runtape.adapters.redis.seen_keys import RedisSeenKeys
 from runtape.application.dead_letters import DeadLetters
 from runtape.application.flow import Tasks
 from runtape.application.limiting import FallbackRateLimiter
 from runtape.application.relaying import Relay, RelayingUnitOfWork
 from runtape.application.replaying import ExpiredReplaySessions
 from runtape.application.retention import Retention
+from runtape.application.seen_keys import FallbackSeenKeys
 from runtape.ports.admission import AdmissionQueue, GateStore
 from runtape.ports.clock import Clock, Ids
 from runtape.ports.dead_letters import DeadLetterStore
 from runtape.ports.events import EventStore
+from runtape.ports.idempotency import SeenKeys
 from runtape.ports.identity import IdentityStore, PasswordHasher
 from runtape.ports.limits import RateLimiter
 from runtape.ports.live import LiveFeed
@@ -159,6 +162,10 @@ class ClusterProvider(Provider):
     @provide
     def limiter(self, client: Redis, clock: Clock) -> RateLimiter:
         return FallbackRateLimiter(RedisRateLimiter(client), GcraRateLimiter(clock), clock)
+
+    @provide
+    def seen_keys(self, client: Redis, clock: Clock) -> SeenKeys:
+        return FallbackSeenKeys(RedisSeenKeys(client), clock)
 
     @provide
     def keeper(self, client: Redis, ids: Ids) -> QueueKeeper:

@@ -23,6 +23,7 @@ from runtape.adapters.embedded.rate_limiter import GcraRateLimiter
 from runtape.adapters.embedded.replay_files import FolderReplayFiles
 from runtape.adapters.embedded.replay_store import SqliteReplaySessionStore
 from runtape.adapters.embedded.retention import ExpiredEvents, ExpiredExecutions, ExpiredTapes
+from runtape.adapters.embedded.seen_keys import NoSeenKeys
 from runtape.adapters.embedded.tape import SqliteBlobStore, SqliteTapeStore
 from runtape.application.dead_letters import DeadLetters
 from runtape.application.flow import Tasks
@@ -32,6 +33,7 @@ from runtape.ports.admission import AdmissionQueue, GateStore
 from runtape.ports.clock import Clock, Ids
 from runtape.ports.dead_letters import DeadLetterStore
 from runtape.ports.events import EventStore
+from runtape.ports.idempotency import SeenKeys
 from runtape.ports.identity import IdentityStore, PasswordHasher
 from runtape.ports.limits import RateLimiter
 from runtape.ports.live import LiveFeed
@@ -67,6 +69,7 @@ class EmbeddedProvider(Provider):
     gates = provide(SqliteGateStore, provides=GateStore)
     dead_letters = provide(SqliteDeadLetterStore, provides=DeadLetterStore)
     notifications = provide(SqliteNotificationStore, provides=NotificationStore)
+    seen_keys = provide(NoSeenKeys, provides=SeenKeys)
     unit_of_work = provide(SqliteUnitOfWork, provides=UnitOfWork)
 
     @provide
