@@ -162,6 +162,7 @@ leak("%s files made" % sys.argv[1])
         layer=Layer.MEMORY,
         limits={"memory_mb": 64},
         ends=Ends((OutcomeKind.MEMORY_LIMIT,)),
+        due_s=20.0,  # the kernel kills a good twenty of them, which takes six seconds where little else runs
         control=Inside({"memory_mb": 320}),
         program="""
 import os, time
