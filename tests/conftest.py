@@ -164,7 +164,7 @@ def _server_of(name: str, *unpacked: Callable[[], object]) -> str | None:
         case Source.GIVEN:
             return None
         case Source.DOCKER:
-            return _obtained(lambda: contained.pull(name))
+            return _obtained(lambda: contained.pull(contained.image(name)))
         case Source.UNPACKED:
             return next(filter(None, map(_obtained, unpacked)), None)
 
@@ -215,7 +215,7 @@ def _docker() -> str | None:
     from tests.rig import contained, docker, redis
 
     if contained.missing() is None:
-        return _obtained(lambda: contained.pull("redis"))
+        return _obtained(lambda: contained.pull(contained.image("redis")))
     return _mounts() or _obtained(docker.programs) or _obtained(redis.programs)
 
 

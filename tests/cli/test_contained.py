@@ -1,7 +1,6 @@
-"""Parts of the rig as Docker's containers: the engine of this machine, else a private one, whose image is made here."""
+"""Parts of the rig as Docker's containers, with a Redis; in a private engine its image is made here."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -11,11 +10,12 @@ from pathlib import Path
 import pytest
 from redis import Redis as Client
 
-from tests.rig import choice, contained, redis
+from tests.rig import choice, contained
 from tests.rig.choice import Source
 from tests.rig.contained import ContainedRedis, docker, image
-from tests.rig.docker import Docker, tree_of
+from tests.rig.docker import Docker, put
 from tests.rig.given import VARIABLES
+from tests.rig.images import tree_of_redis
 from tests.rig.part import Part, free_port
 
 PROJECT = Path(__file__).parents[2]
@@ -23,30 +23,15 @@ pytestmark = [pytest.mark.needs("docker"), pytest.mark.timeout(120)]
 
 
 @pytest.fixture(scope="module")
-def _engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    if contained.missing() is None:
-        yield
-        return
-    folder = tmp_path_factory.mktemp("docker")
-    engine = Docker(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv(contained.SWITCH, raising=False)
-        for variable, value in engine.environment.items():
-            patch.setenv(variable, value)
-        root = redis.programs() / "usr"
-        tree_of([root / "bin" / "redis-server"], folder / "tree", root / "lib" / "x86_64-linux-gnu")
-        engine.start()
-        try:
-            engine.put(image("redis"), folder / "tree")
-            with engine.inside():
-                yield
-        finally:
-            engine.stop()
-            shutil.rmtree(folder)
+def _images(engine: Docker | None, tmp_path_factory: pytest.TempPathFactory) -> None:
+    if engine is not None:
+        tree = tmp_path_factory.mktemp("image") / "tree"
+        tree_of_redis(tree)
+        put(image("redis"), tree)
 
 
 @pytest.fixture(autouse=True)
-def _alone(_engine: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def _alone(_images: None, monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in VARIABLES.values():
         monkeypatch.delenv(variable, raising=False)
 

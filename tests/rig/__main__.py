@@ -81,7 +81,7 @@ def settings(found: Mapping[str, Part]) -> dict[str, str]:
 
 
 def _as_what(part: Part) -> str:
-    return f", in a container of {contained.image(part.service)}" if isinstance(part, Contained) else ""
+    return f", in a container of {part.image}" if isinstance(part, Contained) else ""
 
 
 def told(which: str) -> Path:

@@ -89,13 +89,12 @@ def image(service: str) -> str:
     return services()[service]["image"]
 
 
-def pull(service: str) -> str:
-    """Return the image of `service`, and get it before, if it is not there.  Raises: Unobtainable."""
-    name = image(service)
+def pull(name: str) -> str:
+    """Return the image `name`, and get it before, if it is not there.  Raises: Unobtainable."""
     try:
         docker("image", "inspect", name)
     except Refused:
-        print(f"{service}: pulling {name} ...", file=sys.stderr, flush=True)
+        print(f"pulling {name} ...", file=sys.stderr, flush=True)
         try:
             docker("pull", "--quiet", name, timeout_s=PULL_S)
         except (Refused, subprocess.TimeoutExpired) as error:
@@ -172,6 +171,11 @@ class Contained(Part):
         return self.service
 
     @property
+    def image(self) -> str:
+        """What its container is made of, which is pulled if it is not there."""
+        return image(self.service)
+
+    @property
     def pid(self) -> int:
         """The first process of the container, as Docker's host numbers it."""
         return int(docker("inspect", "--format", "{{.State.Pid}}", self.container))
@@ -195,7 +199,7 @@ class Contained(Part):
     def _arguments(self) -> list[str]:
         published = f"127.0.0.1:{self.port}:{self.port}"
         variables = [word for name, value in self.variables().items() for word in ("--env", f"{name}={value}")]
-        return ["--publish", published, *variables, pull(self.service), *self.words()]
+        return ["--publish", published, *variables, pull(self.image), *self.words()]
 
     def start(self) -> Self:
         """Start the server, in the container that it had before if there is one, and return once it answers.

@@ -124,13 +124,14 @@ class Docker(Part):
             finally:
                 _enter(ours.fileno())
 
-    def put(self, name: str, tree: Path) -> None:
-        """Make an image of the files below `tree`."""
-        env = {**os.environ, **self.environment}
-        with subprocess.Popen(["tar", "-C", tree, "-c", "."], stdout=subprocess.PIPE) as packed:
-            subprocess.run(
-                ["docker", "import", "-", name], stdin=packed.stdout, stdout=subprocess.DEVNULL, env=env, check=True
-            )
+
+def put(name: str, tree: Path, changes: Sequence[str] = ()) -> None:
+    """Make an image of the files below `tree`, with `changes` as in a Dockerfile."""
+    changed = [word for change in changes for word in ("--change", change)]
+    with subprocess.Popen(["tar", "-C", tree, "-c", "."], stdout=subprocess.PIPE) as packed:
+        subprocess.run(
+            ["docker", "import", *changed, "-", name], stdin=packed.stdout, stdout=subprocess.DEVNULL, check=True
+        )
 
 
 def _enter(network: int) -> None:
@@ -149,15 +150,21 @@ def remove_groups() -> None:
                     os.rmdir(folder)
 
 
-def tree_of(programs: Sequence[Path], into: Path, libraries: Path) -> None:
-    """Copy `programs` to ``/usr/bin`` of the tree `into`, with what they load from this machine or from `libraries`."""
-    (into / "usr" / "bin").mkdir(parents=True)
+def tree_of(programs: Sequence[Path], into: Path, libraries: Path | None = None) -> None:
+    """Copy `programs` to ``/usr/bin`` of the tree `into`, with what they load from this machine or from `libraries`.
+
+    A library that is in the tree already stays.
+    """
+    (into / "usr" / "bin").mkdir(parents=True, exist_ok=True)
     for program in programs:
         shutil.copy(program, into / "usr" / "bin")
-        env = {**os.environ, "LD_LIBRARY_PATH": str(libraries)}
+        env = {**os.environ, "LD_LIBRARY_PATH": str(libraries or "")}
         told = subprocess.run(["ldd", program], env=env, capture_output=True, text=True, check=True).stdout
         for library in (Path(word) for word in told.split() if word.startswith("/")):
-            place = "usr/lib" / library.relative_to(libraries) if library.is_relative_to(libraries) else library
+            place = library
+            if libraries is not None and library.is_relative_to(libraries):
+                place = "usr/lib" / library.relative_to(libraries)
             target = into / str(place).lstrip("/")
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(library, target)
+            if not target.exists():
+                shutil.copy(library, target)

