@@ -212,11 +212,12 @@ def _nginx() -> str | None:
 
 
 def _docker() -> str | None:
-    from tests.rig import contained, docker, redis
+    from tests.rig import contained, docker, images, redis
 
+    theirs = _obtained(images.programs) or _obtained(redis.programs)
     if contained.missing() is None:
-        return _obtained(lambda: contained.pull(contained.image("redis")))
-    return _mounts() or _obtained(docker.programs) or _obtained(redis.programs)
+        return theirs or _obtained(lambda: contained.pull(contained.image("redis")))
+    return theirs or _mounts() or _obtained(docker.programs)
 
 
 def _kubernetes() -> str | None:

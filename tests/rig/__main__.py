@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from runtape.adapters.kafka import topics
-from tests.rig import choice, contained, docker, given, store
+from tests.rig import choice, contained, docker, given, images, store
 from tests.rig.contained import Contained
 from tests.rig.kafka import Kafka
 from tests.rig.kubernetes.cluster import Kubernetes
@@ -113,11 +113,13 @@ def obtain(which: str) -> int:
                 print(f"error: {error}", file=sys.stderr)
                 return 1
             print(f"{called:<10} is there after {time.monotonic() - began_s:.1f} s{_as_what(part)}", flush=True)
-    if which == USUAL and contained.missing() is not None and os.geteuid() == 0:
+    if which == USUAL:
         try:
-            docker.programs()  # which the tests of the containers take where there is no Docker
+            images.programs()  # which the tests of the containers pull from
+            if contained.missing() is not None and os.geteuid() == 0:
+                docker.programs()  # and what they take where there is no Docker
         except store.Unobtainable as error:
-            print(f"docker     cannot be had: {error}", file=sys.stderr)
+            print(f"docker     cannot be had for its tests: {error}", file=sys.stderr)
     return 0
 
 

@@ -4,7 +4,8 @@ The engine has a network, mounts and process ids of its own.  So nothing is left
 neither a bridge nor a mount nor a container's process; its folder and empty groups of processes (cgroups) are all.
 Ports that it publishes are on the loopback of its own network, which `inside` enters.  Root alone can have it.
 
-It cannot pull images where no registry is in reach; `put` makes one of what this machine has.
+It pulls images from that loopback alone, where a registry may be that was begun `within` it; `put` makes images of what
+this machine has.
 """
 
 import contextlib
@@ -123,6 +124,10 @@ class Docker(Part):
                 yield
             finally:
                 _enter(ours.fileno())
+
+    def within(self, command: Sequence[str | Path]) -> list[str | Path]:
+        """Return the command that has `command` in the engine's network."""
+        return ["nsenter", f"--net=/proc/{self._first()}/ns/net", *command]
 
 
 def put(name: str, tree: Path, changes: Sequence[str] = ()) -> None:
