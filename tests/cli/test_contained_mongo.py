@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 from pymongo import MongoClient
-from pymongo.errors import PyMongoError
+from pymongo.errors import PyMongoError, ServerSelectionTimeoutError
 
 from runtape.adapters.mongo.connection import concern_for
 from tests.rig import contained, images
 from tests.rig.contained import ContainedMongo, docker
 from tests.rig.docker import Docker, put
+from tests.rig.part import free_port
 
 ENGINE_IMAGE = "runtape-rig/mongo"
 pytestmark = [pytest.mark.needs("docker", "mongo"), pytest.mark.timeout(120)]
@@ -133,6 +134,15 @@ def test_one_that_is_told_what_it_does_not_know_says_so_and_is_removed(
     monkeypatch.setattr(part, "words", lambda: words)
     with pytest.raises(AssertionError, match=r"mongo did not start: (?s:.*)parsing command line: .*noSuchSetting"):
         part.start()
+    assert ours() == []
+
+
+def test_one_that_no_client_can_speak_with_is_removed(
+    kind: type[ContainedMongo], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kind, "url", f"mongodb://127.0.0.1:{free_port()}/?serverSelectionTimeoutMS=100")
+    with pytest.raises(ServerSelectionTimeoutError):
+        kind(tmp_path).start()
     assert ours() == []
 
 

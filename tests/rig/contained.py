@@ -327,24 +327,28 @@ class ContainedMongo(Contained, Mongo):
         return "mongod", "--replSet", REPLICA_SET, "--bind_ip_all", "--port", str(self.port)
 
     def start(self) -> Self:
-        """Start it, and return once it takes writes.  Raises: Unobtainable; AssertionError, with its log."""
+        """Return once it takes writes.  Raises: Unobtainable; PyMongoError; AssertionError, with its log."""
         super().start()
+        try:
+            self._until_it_is_primary()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def _until_it_is_primary(self) -> None:
         alone = {"_id": REPLICA_SET, "members": [{"_id": 0, "host": f"127.0.0.1:{self.port}"}]}
         deadline = time.monotonic() + READY_S
         client: MongoClient[dict[str, Any]]
         with MongoClient(self.url) as client:
             while not (hello := client.admin.command("hello"))["isWritablePrimary"]:
                 if time.monotonic() > deadline:
-                    self.stop()
-                    raise AssertionError(
-                        f"mongo is no primary: {hello}; {self.log.read_text(errors='replace')[-3000:]}"
-                    )
+                    raise AssertionError(f"mongo is no primary: {hello}; {self._said()[-3000:]}")
                 if "setName" not in hello:
                     # It refuses while it looks for the set that it had before, and may have one then.
                     with contextlib.suppress(OperationFailure):
                         client.admin.command("replSetInitiate", alone)
                 time.sleep(LOOK_AGAIN_S)
-        return self
 
 
 class ContainedRedis(Contained, Redis):
