@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import shlex
 import shutil
 import signal
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +32,7 @@ SAID_CHARACTERS = 1000
 class Kubernetes(Machine):
     """A cluster; each of its components can be killed and started by itself.
 
-    `port` of the loopback is the API's, and `kubeconfig` says how to be its administrator.
+    `port` of the loopback is the API's, and `kubeconfig` says how to be its administrator; `kubectl` is a program.
     """
 
     ready_s = 180.0
@@ -41,6 +42,7 @@ class Kubernetes(Machine):
         super().__init__(folder)
         self._credentials = Credentials(folder / "credentials")
         self.kubeconfig = folder / "credentials/admin.kubeconfig"
+        self.kubectl = folder / "bin/kubectl"
         self.etcd = Etcd(self, self._credentials)
         self.containerd = Containerd(self, self._credentials)
         self.api_server = ApiServer(self, self._credentials)
@@ -70,6 +72,9 @@ class Kubernetes(Machine):
         known = self._credentials
         known.make()
         known.kubeconfig("admin", self.port, known.admin)
+        self.kubectl.parent.mkdir()
+        self.kubectl.write_text(f'#!/bin/sh\nexec {shlex.quote(str(programs.HYPERKUBE.path()))} kubectl "$@"\n')
+        self.kubectl.chmod(0o755)
         self.forwarder.port = self.port
         # The names of its sockets are longer than its own by more than what a path of the tests may leave of 107 bytes.
         self.place(self.kubelet.folder / "root", KUBELET_ROOT)

@@ -123,7 +123,7 @@ HYPERKUBE = GoProgram(
         ]
     ),
 )
-"""Etcd and every component of Kubernetes."""
+"""Etcd and every component of Kubernetes, and kubectl."""
 KWOK = GoProgram("kwok", _version_in("kwok", "sigs.k8s.io/kwok"), "sigs.k8s.io/kwok/cmd/kwok")
 """Plays the kubelet of nodes that are not there."""
 
