@@ -7,7 +7,7 @@ token is one that ends (TokenRequest); whoever keeps it fresh replaces the file,
 import asyncio
 import base64
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -56,7 +56,7 @@ class Cluster:
 
         Raises: Refused.
         """
-        found = [each for each in objects.read(MANIFESTS / "base") if each["kind"] not in _CARRIED_OUT]
+        found = [each for each in objects.read(MANIFESTS / "base") if not _is_carried_out(each)]
         made = []
         for thing in objects.renamed(found, self._names):
             await objects.apply(self._api, thing)
@@ -149,6 +149,11 @@ async def keep_fresh(
                 tell(token)
         due_s = min((each.until - datetime.now(UTC)).total_seconds() for each in tokens) - renew_before_s
         await asyncio.sleep(max(1.0, due_s))
+
+
+def _is_carried_out(thing: Mapping[str, Any]) -> bool:
+    """Whether it is of the service's own processes, which are elsewhere; what is beside programs never is."""
+    return thing["kind"] in _CARRIED_OUT and thing["metadata"]["namespace"] == SERVICE
 
 
 def _put(path: Path, content: bytes) -> None:

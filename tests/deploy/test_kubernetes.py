@@ -11,7 +11,7 @@ import yaml
 import runtape
 from certs import objects
 from certs.objects import MANIFESTS, PROGRAMS, SERVICE
-from runtape.adapters.kubernetes.manifests import RUNNER_MB, UID
+from runtape.adapters.kubernetes.manifests import EXECUTION, RUNNER_MB, UID
 from runtape.adapters.sandbox import runtimes
 from runtape.api.health import LIVE, READY
 from runtape.cli.main import app
@@ -184,6 +184,13 @@ def test_programs_give_way_to_the_service_and_end_nobody() -> None:
 def test_programs_reach_nothing_and_are_reached_by_nothing() -> None:
     assert one("NetworkPolicy", "deny-all")["spec"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
     assert one("NetworkPolicy", "deny-all")["metadata"]["namespace"] == PROGRAMS
+
+
+def test_the_pods_that_no_drain_evicts_are_those_of_programs() -> None:
+    budget = one("PodDisruptionBudget", "runs")
+    assert budget["metadata"]["namespace"] == PROGRAMS
+    assert budget["spec"]["selector"] == {"matchExpressions": [{"key": EXECUTION, "operator": "Exists"}]}
+    assert budget["spec"]["minAvailable"] > amount(one("ResourceQuota", "programs")["spec"]["hard"]["pods"])
 
 
 def test_who_asks_the_cluster_for_nothing_has_no_token() -> None:

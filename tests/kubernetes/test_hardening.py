@@ -7,7 +7,16 @@ from typing import Any
 import pytest
 
 from runtape.adapters.kubernetes.hardening import difference
-from runtape.adapters.kubernetes.manifests import FIRST_UID, MANAGED_BY, NAME, RUNNER_MB, UIDS, PodSettings
+from runtape.adapters.kubernetes.manifests import (
+    FIRST_UID,
+    MANAGED_BY,
+    MUST_STAY,
+    NAME,
+    RUNNER_MB,
+    SAFE_TO_EVICT,
+    UIDS,
+    PodSettings,
+)
 from runtape.adapters.kubernetes.pools import Pool, PoolSize
 from runtape.domain.limits import Limits
 
@@ -104,6 +113,13 @@ TAMPERED: dict[str, Tamper] = {
 
 def test_what_the_api_server_fills_in_is_no_difference() -> None:
     assert difference(live(), demanded()) is None
+
+
+def test_whether_a_pod_may_be_evicted_is_no_difference() -> None:
+    assert demanded()["metadata"]["annotations"] == {SAFE_TO_EVICT: "true"}
+    pod = live()
+    pod["metadata"]["annotations"] = MUST_STAY
+    assert difference(pod, demanded()) is None
 
 
 @pytest.mark.parametrize("name", TAMPERED)

@@ -46,6 +46,13 @@ SPEC: Final = "runtape.dev/spec"
 """The hash of the spec that a warm pod was made of."""
 TOKEN: Final = "runtape.dev/token"  # noqa: S105
 """Annotation: what the runner's report is to show."""
+SAFE_TO_EVICT: Final = "cluster-autoscaler.kubernetes.io/safe-to-evict"
+"""Annotation: whether the cluster autoscaler may take the pod's node away.  A pod without a controller keeps its node,
+whatever it does, unless this says ``true``."""
+MAY_GO: Final = {SAFE_TO_EVICT: "true"}
+"""Annotations of a pod that waits: another one is made in its place."""
+MUST_STAY: Final = {SAFE_TO_EVICT: "false"}
+"""Annotations of a pod that runs a program."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +74,7 @@ def pod(
 ) -> dict[str, Any]:
     """Return the manifest of a pod for one program within `limits`."""
     spec = _spec(name, settings, image, limits, deadline_s=math.ceil(limits.wall_s) + LONGER_S)
-    return _manifest(name, settings, labels, {TOKEN: token}, spec)
+    return _manifest(name, settings, labels, {TOKEN: token, **MUST_STAY}, spec)
 
 
 def warm_pod(
@@ -76,7 +83,7 @@ def warm_pod(
     """Return the manifest of a pod that waits for a program within `limits`, and lives no longer than `deadline_s`."""
     spec = _spec(name, settings, image, limits, deadline_s=deadline_s)
     labels = {POOL: pool, STATE: WARM, SPEC: fingerprint(settings, image, limits)}
-    return _manifest(name, settings, labels, {}, spec)
+    return _manifest(name, settings, labels, MAY_GO, spec)
 
 
 def fingerprint(settings: PodSettings, image: str, limits: Limits) -> str:

@@ -187,7 +187,7 @@ class WarmPods:
             "metadata": {
                 "resourceVersion": pod["metadata"]["resourceVersion"],
                 "labels": claim.labels,
-                "annotations": {manifests.TOKEN: claim.token},
+                "annotations": {manifests.TOKEN: claim.token, **manifests.MUST_STAY},
             },
             "spec": {"activeDeadlineSeconds": deadline},
         }
