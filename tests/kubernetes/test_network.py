@@ -19,6 +19,7 @@ from runtape.adapters.kubernetes.network import Finding, NetworkOpen, Verdict, j
 from runtape.domain.limits import MINIMUM
 from tests.kubernetes import image
 from tests.kubernetes.pods import connected, eventually
+from tests.kubernetes.proxy import Fate, Lose, Refuse, http_proxy, verb
 from tests.rig.kubernetes.cluster import Kubernetes
 
 on_a_cluster = [
@@ -28,6 +29,7 @@ on_a_cluster = [
 ]
 ENFORCED = Finding(Verdict.ENFORCED, "a program's pod reaches nothing and is not reached, and the control is")
 OPEN = Finding(Verdict.NOT_ENFORCED, "outgoing connections of a program's pod get through")
+PASSING = Finding(Verdict.UNKNOWN, "the probe could not be carried out: Kubernetes answers 500", passing=True)
 UNCLEAR = Finding(Verdict.UNKNOWN, "no node takes the pods")
 
 
@@ -72,6 +74,40 @@ def test_what_is_enforced_is_no_warning(required: bool) -> None:
         network.settle(ENFORCED, required=required)
     assert [line["log_level"] for line in logs] == ["info"]
     assert network.detail(ENFORCED) == "ok"
+
+
+class TestOfAnApiThatFails:
+    """What it keeps from being found out is looked for again."""
+
+    @pytest.fixture(autouse=True)
+    def _at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(network, "PAUSES_S", (0.0, 0.0, 0.0))
+
+    async def found(self, monkeypatch: pytest.MonkeyPatch, *findings: Finding) -> tuple[Finding, int]:
+        """Return what is found out when each look finds the next of `findings`, and how many are left over."""
+        left = [*findings]
+
+        async def look(*_: object) -> Finding:
+            return left.pop(0)
+
+        monkeypatch.setattr(network, "look", look)
+        nobody: Any = None
+        return await network.find_out(nobody, settings(), "image"), len(left)
+
+    async def test_a_failure_that_passes_is_no_finding(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        with capture_logs() as logs:
+            assert await self.found(monkeypatch, PASSING, PASSING, ENFORCED) == (ENFORCED, 0)
+        assert [(line["event"], line["reason"]) for line in logs] == [
+            ("network_policy.looked_at_again", PASSING.reason)
+        ] * 2
+
+    @pytest.mark.parametrize("finding", [OPEN, UNCLEAR, ENFORCED])
+    async def test_what_does_not_pass_is_final_at_once(self, monkeypatch: pytest.MonkeyPatch, finding: Finding) -> None:
+        assert await self.found(monkeypatch, finding, ENFORCED) == (finding, 1)
+        assert await self.found(monkeypatch, PASSING, finding, ENFORCED) == (finding, 1)
+
+    async def test_a_failure_that_stays_is_told_in_the_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert await self.found(monkeypatch, *[PASSING] * 5) == (PASSING, 1)
 
 
 @pytest.fixture
@@ -145,6 +181,22 @@ class TestOnACluster:
     async def test_an_image_without_the_probe_shows_nothing(self, pods: PodApi) -> None:
         found = await network.look(pods, settings(), "docker.io/library/python:3.11-slim-bookworm")
         assert found.verdict is Verdict.UNKNOWN and "listens" in found.reason
+        assert await left(pods) == []
+
+    @pytest.mark.parametrize("fate", [Refuse(429), Refuse(500), Lose()])
+    async def test_one_request_that_fails_keeps_nobody_from_finding_out(
+        self, pods: PodApi, kubernetes: Kubernetes, fate: Fate, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(network, "PAUSES_S", (0.1,))
+        fates = [fate]
+        async with http_proxy(await configuration(kubernetes.kubeconfig)) as proxy:
+            proxy.faults = lambda request: fates.pop() if fates and verb(request) == "create" else None
+            through = PodApi(proxy.configuration, PROGRAMS)
+            try:
+                found = await network.find_out(through, settings(), image.BASH.reference)
+            finally:
+                await through.close()
+        assert found == judge(control=True, outgoing=True, incoming=True), found.reason
         assert await left(pods) == []
 
     async def test_pods_that_the_namespace_does_not_allow_show_nothing(self, pods: PodApi) -> None:

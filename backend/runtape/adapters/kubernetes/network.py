@@ -14,7 +14,7 @@ A connection counts once a word has come back.  One that gets through once has g
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -28,7 +28,7 @@ from runtape.adapters.kubernetes.manifests import PodSettings
 from runtape.adapters.kubernetes.outcomes import unreported, unschedulable
 from runtape.adapters.kubernetes.watching import Pods
 from runtape.domain.limits import MINIMUM
-from runtape.ports.errors import InfrastructureError, SandboxUnavailable
+from runtape.ports.errors import InfrastructureError, SandboxUnavailable, Transient
 
 log = structlog.get_logger(__name__)
 
@@ -44,6 +44,8 @@ CPU: Final = "50m"
 """Of each of the four pods, which a node may have to hold at once."""
 PROBE_S: Final = 90.0
 """How long all of it may take."""
+PAUSES_S: Final = (1.0, 2.0, 4.0, 8.0)
+"""Before it is done again where the API has failed in the middle of it."""
 REMOVE_S: Final = 20.0
 _REACHED: Final = 64
 """What the exit code of who tries begins at (probe.c)."""
@@ -67,6 +69,8 @@ class Finding:
 
     verdict: Verdict
     reason: str
+    passing: bool = False
+    """Whether what it rests on may be gone the next moment."""
 
 
 class NetworkOpen(SandboxUnavailable):
@@ -103,6 +107,17 @@ def _told(finding: Finding) -> str:
     return f"{words[finding.verdict]} ({finding.reason})"
 
 
+async def find_out(api: PodApi, settings: PodSettings, image: str) -> Finding:
+    """Return what `look` finds out, after another try or some where the API has failed, which says nothing of it."""
+    for pause_s in PAUSES_S:
+        finding = await look(api, settings, image)
+        if not finding.passing:
+            return finding
+        log.warning("network_policy.looked_at_again", reason=finding.reason, in_s=pause_s)
+        await asyncio.sleep(pause_s)
+    return await look(api, settings, image)
+
+
 async def look(api: PodApi, settings: PodSettings, image: str) -> Finding:
     """Return what four short-lived pods of `image` find out, within `PROBE_S`; they are gone afterwards.
 
@@ -118,17 +133,18 @@ async def look(api: PodApi, settings: PodSettings, image: str) -> Finding:
     except TimeoutError:
         return Finding(Verdict.UNKNOWN, f"the pods of the probe took longer than {PROBE_S:g} s ({stage.told()})")
     except (InfrastructureError, _Unusable) as error:
-        return Finding(Verdict.UNKNOWN, f"the probe could not be carried out: {error}")
+        passing = isinstance(error, Transient)
+        return Finding(Verdict.UNKNOWN, f"the probe could not be carried out: {error}", passing)
     finally:
         await asyncio.shield(_removed(api, run))
 
 
 async def _tried(stage: "_Stage") -> Finding:
     listen = ["listen", str(PORT)]
-    await asyncio.gather(stage.make("control-listens", listen), stage.make("program-listens", listen))
+    await _both(stage.make("control-listens", listen), stage.make("program-listens", listen))
     control, program = await asyncio.gather(stage.address("control-listens"), stage.address("program-listens"))
     connect = ["connect", str(TRY_S), str(PORT)]
-    await asyncio.gather(
+    await _both(
         stage.make("control-connects", [*connect, control, program]),
         stage.make("program-connects", [*connect, control]),
     )
@@ -136,6 +152,13 @@ async def _tried(stage: "_Stage") -> Finding:
     # Who ended meanwhile was not listening all the time, and that nobody got through shows nothing.
     await asyncio.gather(stage.address("control-listens"), stage.address("program-listens"))
     return judge(control=bool(of_control & 1), outgoing=bool(of_program & 1), incoming=bool(of_control & 2))
+
+
+async def _both(*making: Awaitable[None]) -> None:
+    """Have pods made, and raise what one has met once it is settled what became of all: they are to be removed."""
+    for met in await asyncio.gather(*making, return_exceptions=True):
+        if met is not None:
+            raise met
 
 
 class _Unusable(Exception):

@@ -72,7 +72,7 @@ async def _look_at_network(
     """Find out whether policies are enforced, and tell the log.  Raises: SandboxUnavailable, when they have to be."""
     api = PodApi(reached, given.namespace)
     try:
-        finding = await network.look(api, settings, image)
+        finding = await network.find_out(api, settings, image)
     finally:
         await api.close()
     network.settle(finding, required=given.require_network_policy)
