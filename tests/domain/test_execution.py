@@ -20,7 +20,16 @@ from runtape.domain.events import (
     ResultStored,
     StoredResult,
 )
-from runtape.domain.execution import ADMISSION_DUE, LEASE_GRACE, RESULT_DUE, Execution, OnInterrupt, evolve, evolve_all
+from runtape.domain.execution import (
+    ADMISSION_DUE,
+    GIVEN_BACK,
+    LEASE_GRACE,
+    RESULT_DUE,
+    Execution,
+    OnInterrupt,
+    evolve,
+    evolve_all,
+)
 from runtape.domain.outcome import Outcome, OutcomeKind, Status, TimelinePoint, Usage
 from tests.builders import EXITED, LEASE_TTL, LOST, OWNER, an_execution, ended, requested, started
 from tests.clocks import START
@@ -111,6 +120,33 @@ def test_an_infrastructure_failure_leads_to_a_new_attempt_until_the_third() -> N
     assert execution.last_seq == 0
     execution = ended(execution, LOST)
     assert (execution.status, execution.attempt, execution.outcome) == (Status.FAILED, 3, LOST)
+
+
+@pytest.mark.parametrize("on_interrupt", OnInterrupt)
+def test_attempts_that_are_given_back_are_not_counted(on_interrupt: OnInterrupt) -> None:
+    execution = requested(an_execution(on_interrupt=on_interrupt))
+    for attempt in range(1, 6):
+        execution = started(execution)
+        (event,) = executions.give_back(execution, attempt, LATER)
+        execution = evolve(execution, event)
+        assert (execution.status, execution.lease, execution.history[-1].reason) == (Status.QUEUED, None, GIVEN_BACK)
+        assert executions.give_back(execution, attempt, LATER) == []
+    for left in (2, 1, 0):
+        execution = started(execution)
+        (event,) = executions.finish(execution, execution.attempt, LOST, Usage(), 0, LATER, ran=False)
+        assert isinstance(event, ExecutionRestarted) is bool(left)
+        execution = evolve(execution, event)
+    assert (execution.status, execution.attempt, execution.outcome) == (Status.FAILED, 8, LOST)
+
+
+def test_an_attempt_that_is_given_back_and_was_cancelled_is_over() -> None:
+    (event,) = executions.give_back(cancelling(), 1, LATER)
+    assert isinstance(event, ExecutionCancelled)
+
+
+@pytest.mark.parametrize(("make", "attempt"), [(requested, 0), (started, 2), (cancelling, 2), (ended, 1), (stored, 1)])
+def test_nothing_is_given_back_but_a_live_attempt(make: Callable[[], Execution], attempt: int) -> None:
+    assert executions.give_back(make(), attempt, LATER) == []
 
 
 def test_on_interrupt_fail_ends_it_at_the_first_infrastructure_failure() -> None:

@@ -40,6 +40,7 @@ class ExecutionMachine(RuleBasedStateMachine):
         self.now = START
         self.starts: list[int] = []
         self.asked = False
+        self.given_back = 0
         self.end: str | None = None
 
     def apply(self, messages: Sequence[Message]) -> list[str]:
@@ -58,16 +59,23 @@ class ExecutionMachine(RuleBasedStateMachine):
     def time_passes_or_jumps(self, seconds: int) -> None:
         self.now += timedelta(seconds=seconds)
 
-    @rule(attempt=st.integers(0, 5))
+    @rule(attempt=st.integers(0, 9))
     def start(self, attempt: int) -> None:
         types = self.apply(executions.start(self.execution, attempt, "w", self.now, LEASE_TTL))
         if types:
             assert not self.asked
             assert self.end is None
-            assert attempt == len(self.starts) + 1 <= MAX_ATTEMPTS
+            assert attempt == len(self.starts) + 1 <= MAX_ATTEMPTS + self.given_back
             self.starts.append(attempt)
 
-    @rule(attempt=st.integers(0, 4), kind=st.sampled_from(OutcomeKind), last_seq=st.integers(0, 3))
+    @rule(attempt=st.integers(0, 8))
+    def give_back(self, attempt: int) -> None:
+        live = self.execution.live and attempt == len(self.starts)
+        types = self.apply(executions.give_back(self.execution, attempt, self.now))
+        assert types == ([] if not live else ["execution.cancelled" if self.asked else "execution.restarted"])
+        self.given_back += types == ["execution.restarted"]
+
+    @rule(attempt=st.integers(0, 8), kind=st.sampled_from(OutcomeKind), last_seq=st.integers(0, 3))
     def finish(self, attempt: int, kind: OutcomeKind, last_seq: int) -> None:
         live = self.execution.live
         types = self.apply(executions.finish(self.execution, attempt, Outcome(kind=kind), Usage(), last_seq, self.now))
@@ -136,7 +144,7 @@ class ExecutionMachine(RuleBasedStateMachine):
 
 
 class FailingExecutionMachine(ExecutionMachine):
-    """The same for `OnInterrupt.FAIL`: one attempt at most."""
+    """The same for `OnInterrupt.FAIL`: one attempt at most that is not given back."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -144,8 +152,8 @@ class FailingExecutionMachine(ExecutionMachine):
 
     @invariant()
     def there_is_one_attempt_at_most(self) -> None:
-        assert len(self.starts) <= 1
-        assert self.execution.status is not Status.QUEUED or not self.starts
+        assert len(self.starts) <= 1 + self.given_back
+        assert self.execution.status is not Status.QUEUED or len(self.starts) == self.given_back
 
 
 TestExecutionMachine = ExecutionMachine.TestCase

@@ -15,7 +15,7 @@ from runtape.adapters.kubernetes.pools import PoolSize, WarmSettings
 from runtape.adapters.kubernetes.runtime import Image, KubernetesPods
 from runtape.application.retrying import persistently
 from runtape.domain.outcome import OutcomeKind
-from runtape.ports.errors import Transient
+from runtape.ports.errors import Transient, Unavailable
 from runtape.ports.pod_runtime import PodStart
 from tests.kubernetes.pods import eventually
 from tests.kubernetes.proxy import Delay, Fate, Faults, HttpProxy, Lose, Refuse, http_proxy, no_fault, verb
@@ -119,6 +119,18 @@ async def test_a_pod_that_stays_forbidden_says_so(
         await pods.start(spec("e"), 1, soon())
         outcome = (await ended(pods, "e"))[1].outcome
         assert (outcome.kind, outcome.reason) == (OutcomeKind.SANDBOX_ERROR, "pod_refused")
+
+
+@pytest.mark.parametrize("status", [401, 404, 429, 500, 502, 503, 504])
+async def test_what_the_api_says_of_itself_is_not_said_of_the_pod(
+    proxy: HttpProxy, settings: PodSettings, status: int
+) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        api = PodApi(proxy.configuration, settings.namespace)
+        stack.push_async_callback(api.close)
+        proxy.faults = lambda _: Refuse(status)
+        with pytest.raises(Unavailable):
+            await api.read("none")
 
 
 async def test_that_there_is_no_such_page_says_nothing_of_a_pod(proxy: HttpProxy, settings: PodSettings) -> None:

@@ -9,14 +9,17 @@ import contextlib
 import json
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
 from kubernetes_asyncio import client
 
+from runtape.application.starting import TELL_INTERVAL_S
+from runtape.runtime.roles import Role
 from tests.cluster.plugin import running
 from tests.cluster.survival import survived
 from tests.e2e.server import Client
@@ -44,11 +47,17 @@ pytestmark = [
 ]
 
 RUNS = 24
+RUNNING = 6
+STARTED = "execution_started"
 OVER_S = 6.0
 BEFORE_S = 0.5
 STORM_S = 6.0
 WITHIN_S = 45.0
 """So long after the storm and the last submission every run has ended."""
+OUTAGE_S = 60.0
+"""Longer than three attempts would have tried for, of 16 s each."""
+BEGUN_S = 3.0
+"""So long before the outage runs are submitted, and so long into it."""
 WARM_MOST = 3
 REQUESTS_MOST = 120
 """In any second, of two workers and two monitors with four new runs; who asks without a pause asks a thousand times."""
@@ -118,7 +127,7 @@ def stormy(
     folder = tmp_path_factory.mktemp("stormy")
     reached = str(proxy[1])
     cluster = PodCluster(
-        folder, kubernetes, apis=1, running=6, kubernetes__kubeconfig=reached, kubernetes__warm__sizes=sizes
+        folder, kubernetes, apis=1, running=RUNNING, kubernetes__kubeconfig=reached, kubernetes__warm__sizes=sizes
     )
     with running(cluster):
         yield cluster
@@ -187,6 +196,101 @@ async def test_runs_outlive_a_storm(
     )
     assert busiest <= REQUESTS_MOST
     assert warm <= WARM_MOST
+
+
+async def test_runs_outlive_an_outage_that_is_longer_than_any_start_is_tried(
+    stormy: PodCluster, clients: list[Client], proxy: tuple[HttpProxy, Path]
+) -> None:
+    """Those that come meanwhile wait, and of those that had begun before a program may have lost its lease."""
+    way = proxy[0]
+    way.asked.clear()
+    at_s: list[float] = []
+
+    def told() -> list[int]:
+        return [worker.log.read_text().count("pod.start_waits") for worker in stormy.workers[Role.K8S_WORKER]]
+
+    told_before = told()
+
+    def break_it() -> None:
+        at_s.append(time.monotonic())
+        way.faults = lambda _: Refuse(503)
+        way.cut_watches()
+
+    def mend_it() -> None:
+        way.faults = no_fault
+        at_s.append(time.monotonic())
+
+    try:
+        found = await survived(
+            clients,
+            "outage",
+            break_it,
+            mend_it,
+            runs=RUNS,
+            over_s=2 * BEGUN_S,
+            before_s=BEGUN_S,
+            down_s=OUTAGE_S,
+            within_s=WITHIN_S,
+            write=script,
+        )
+    finally:
+        way.faults = no_fault
+    ended_s = time.monotonic()
+    await until_none_is_left(stormy)
+    attempts = [max(attempt for attempt, _ in each.records) for each in found]
+    refused = [each for each in way.asked if at_s[0] <= each.at_s < at_s[1]]
+    busiest = max(Counter(int(each.at_s - at_s[0]) for each in refused).values())
+    times = [now - before for now, before in zip(told(), told_before, strict=True)]
+    print(
+        f"outage of {at_s[1] - at_s[0]:.1f} s: {len(refused)} requests, {busiest} in a second; runs by attempts "
+        f"{dict(Counter(attempts))}, the last over {ended_s - at_s[1]:.1f} s after; waiting told {times} times"
+    )
+    assert max(attempts) <= 2
+    assert busiest <= REQUESTS_MOST
+    assert 1 <= max(times) <= OUTAGE_S / TELL_INTERVAL_S + 2
+
+
+async def test_workers_that_are_told_to_end_in_an_outage_give_back_what_waits(
+    stormy: PodCluster, clients: list[Client], proxy: tuple[HttpProxy, Path]
+) -> None:
+    way, workers = proxy[0], stormy.workers[Role.K8S_WORKER]
+    way.faults = lambda _: Refuse(503)
+    way.cut_watches()
+    try:
+        runs = [await clients[0].execute("print('hello')") for _ in range(RUNNING)]
+        await _until_all(clients[0], runs, lambda events: [each["event_type"] for each in events][-1:] == [STARTED])
+        began_s = time.monotonic()
+        for worker in workers:
+            assert await asyncio.to_thread(worker.stop) == 0
+        ended_s = time.monotonic() - began_s
+        for each in runs:
+            assert {"given_back"} == {event["reason"] for event in await _events(clients[0], each)} - {None}
+    finally:
+        way.faults = no_fault
+        for worker in workers:
+            worker.begin()
+        for worker in workers:
+            await asyncio.to_thread(worker.until_ready)
+    await _until_all(clients[0], runs, lambda events: events[-1]["event_type"] == "result_stored")
+    told = [await _events(clients[0], each) for each in runs]
+    print(f"both ended after {ended_s:.1f} s; runs by attempts {dict(Counter(each[-1]['attempt'] for each in told))}")
+    for each in told:
+        assert each[-2]["event_type"] == "execution_completed"
+        assert {event["reason"] for event in each if event["event_type"] == "execution_restarted"} == {"given_back"}
+    await until_none_is_left(stormy)
+
+
+async def _events(api: Client, execution_id: str) -> list[dict[str, Any]]:
+    """Return what has happened to a run so far."""
+    return (await api.get(f"/executions/{execution_id}/events")).json()["events"]
+
+
+async def _until_all(api: Client, runs: Sequence[str], holds: Callable[[list[dict[str, Any]]], bool]) -> None:
+    """Return once that holds of what has happened to each run."""
+    async with asyncio.timeout(WITHIN_S):
+        for each in runs:
+            while not holds(await _events(api, each)):  # noqa: ASYNC110
+                await asyncio.sleep(LOOK_S)
 
 
 async def _most_warm(api: client.CoreV1Api, namespace: str) -> int:

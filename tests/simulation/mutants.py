@@ -86,7 +86,7 @@ MUTANTS = (
         "restart without limit",
         "A run that our failures follow is run again for ever.",
         f"{EXECUTION}:_may_restart",
-        " and execution.attempt < MAX_ATTEMPTS",
+        " and execution.attempt - given_back < MAX_ATTEMPTS",
         "",
     ),
     Mutant(

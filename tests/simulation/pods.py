@@ -13,7 +13,7 @@ from typing import Any
 
 from runtape.domain.outcome import Outcome, OutcomeKind, Usage
 from runtape.domain.tape import Record, Stream
-from runtape.ports.errors import Transient
+from runtape.ports.errors import Transient, Unavailable
 from runtape.ports.pod_runtime import PodArtifact, PodEnded, PodKey, PodSpec, Runtime
 from tests.simulation.network import Remote
 from tests.simulation.world import Life, World
@@ -57,7 +57,8 @@ class PodServer:
         if key in self.started:
             return
         if world.happens(world.mix.busy_pods):
-            raise Transient("simulated: no room for a pod")
+            for_all = world.random.random() < 0.5
+            raise Unavailable("simulated: pods are away") if for_all else Transient("simulated: no room for a pod")
         now_s = world.loop.time()
         pod = _Pod(key, life, spec.source.script.splitlines(), now_s + lease_s, now_s + (spec.limits.wall_s or 0.0))
         self.pods[key] = pod

@@ -15,12 +15,13 @@ from runtape.application.announcing import Announcer
 from runtape.application.flow import NOTHING, Documents, Effect, Flow, Step, Tasks, execution_change
 from runtape.application.retrying import persistently
 from runtape.application.sources import SourceLibrary
+from runtape.application.starting import TELL_INTERVAL_S, LiveAttempt, Stop, Stopped
 from runtape.domain import execution as executions
 from runtape.domain.events import ExecutionEvent, ExecutionRestarted, Message, PodCreate, PodKill
 from runtape.domain.execution import Execution
 from runtape.domain.outcome import Outcome, OutcomeKind, Status, Usage
 from runtape.ports.clock import Clock
-from runtape.ports.errors import InfrastructureError, Permanent, Transient
+from runtape.ports.errors import InfrastructureError, Permanent, Transient, Unavailable
 from runtape.ports.pod_runtime import PodKey, PodRuntime, PodSpec
 from runtape.ports.stores import ExecutionStore, TapeSealed, TapeStore
 
@@ -37,7 +38,7 @@ FLUSH_INTERVAL_S = 0.02
 """The pause after a flush of a pod's output, in which more can gather; none after the first and at the end."""
 
 START_TRIES = 9
-"""With their pauses 16 s: where pods are made may be out of reach for so long, and no attempt is spent on that."""
+"""With their pauses 16 s.  What every start meets alike is waited for beside that."""
 LOOK_TRIES = 5
 KILL_TRIES = 5
 
@@ -68,7 +69,10 @@ class Worker:
         self._announcer = announcer
         self._tasks = tasks
         self._clock = clock
-        self._live: dict[PodKey, asyncio.Event] = {}
+        self._live: dict[PodKey, LiveAttempt] = {}
+        self._leaving = False
+        self._tell_at_s = 0.0
+        """When the log is next told what starts wait for, monotonic."""
 
     async def on_create(self, message: Message, documents: Documents) -> Step:
         """Take the lease of the attempt; the program starts once that is durable."""
@@ -89,6 +93,8 @@ class Worker:
         key = PodKey(message.execution_id, message.attempt)
 
         async def kill() -> None:
+            if (live := self._live.get(key)) is not None:
+                live.stop(Stop.KILLED)
             await persistently(lambda: self._pods.kill(key), "pod.kill", KILL_TRIES)
 
         return Step(effects=(kill,))
@@ -118,9 +124,13 @@ class Worker:
                 log.warning("lease.not_extended", error=str(error), count=len(keys))
                 continue
             for key in keys:
+                live = self._live.get(key)
                 if key in held:
+                    if live is not None:
+                        live.expires_at = expires_at
                     await self._pods.extend(key, expires_at)
-                elif key in self._live:
+                elif live is not None:
+                    live.stop(Stop.LOST)
                     await self._pods.kill(key)
 
     @property
@@ -132,6 +142,12 @@ class Worker:
         """Whether this process is starting the attempt or recording what it prints."""
         return key in self._live
 
+    def leave(self) -> None:
+        """Give back, now and from now on, what waits to be started: this process is going to end."""
+        self._leaving = True
+        for live in self._live.values():
+            live.stop(Stop.LEAVING)
+
     async def tidy(self) -> None:
         """Look after pods that a lost message or effect has left behind; runs until cancelled."""
         while True:
@@ -142,7 +158,14 @@ class Worker:
                 log.warning("pods.not_tidied", error=str(error))
 
     async def tidy_up(self) -> None:
-        """Remove each pod whose attempt is over, and kill those that were cancelled.  Raises: Transient."""
+        """Remove each pod whose attempt is over, and kill those that were cancelled, with or without a pod.
+
+        Raises: Transient; Permanent.
+        """
+        for live in [each for each in self._live.values() if each.waiting]:
+            execution = await self._executions.get(live.key.execution_id)
+            if execution is None or not _is_wanted(execution, live.key):
+                live.stop(Stop.KILLED)
         for key in await self._pods.list():
             execution = await self._executions.get(key.execution_id)
             if execution is None or _is_over(execution, key):
@@ -152,16 +175,17 @@ class Worker:
 
     def ended(self, key: PodKey) -> None:
         """Say that the pod has ended, so that its last output is flushed without waiting."""
-        event = self._live.get(key)
-        if event is not None:
-            event.set()
+        live = self._live.get(key)
+        if live is not None:
+            live.ended.set()
 
     def _starting(self, execution: Execution) -> Effect:
-        key = PodKey(execution.id, execution.attempt)
+        key, lease = PodKey(execution.id, execution.attempt), execution.lease
+        assert lease is not None
 
         async def run() -> None:
             try:
-                if await self._start(execution, key):
+                if await self._start(execution, self._live[key]):
                     if not await self._may_run(key):
                         await self._pods.kill(key)
                     await self._record(key)
@@ -171,7 +195,9 @@ class Worker:
 
         def start() -> Coroutine[object, object, None]:
             # Open before anybody hears of the attempt: its first readers know that there is nothing to read yet.
-            self._live[key] = asyncio.Event()
+            live = self._live[key] = LiveAttempt(key, lease.expires_at)
+            if self._leaving:
+                live.stop(Stop.LEAVING)
             self._tape.open_tape(key)
             return run()
 
@@ -185,12 +211,11 @@ class Worker:
             return False
         return current is not None and _is_wanted(current, key)
 
-    async def _start(self, execution: Execution, key: PodKey) -> bool:
-        lease = execution.lease
-        assert lease is not None
+    async def _start(self, execution: Execution, live: LiveAttempt) -> bool:
+        key = live.key
 
         async def hand_over() -> None:
-            if self._clock.now() >= lease.expires_at:  # this process stood still: somebody else may have the attempt
+            if self._clock.now() >= live.expires_at:  # this process stood still: somebody else may have the attempt
                 raise Permanent("the lease has run out before the program was started")
             spec = PodSpec(
                 execution_id=execution.id,
@@ -200,13 +225,24 @@ class Worker:
                 limits=execution.spec.limits,
                 timeline=execution.spec.timeline,
             )
-            how = await self._pods.start(spec, execution.attempt, lease.expires_at)
+            how = await self._pods.start(spec, execution.attempt, live.expires_at)
+            live.waiting = False
             if how is not None:
                 self._announcer.started(key, how)
 
+        async def outlast(error: Unavailable) -> None:
+            live.waiting = True
+            self._tell_waiting(error)
+            await live.outlast(error)
+
         try:
-            await persistently(hand_over, "pod.start", START_TRIES)
+            await persistently(hand_over, "pod.start", START_TRIES, outlast)
             return True
+        except Stopped as stopped:
+            log.info("pod.start_stopped", why=stopped.why)
+            if stopped.why is not Stop.LOST:
+                await self._flow.perform(lambda documents: self._give_back(key, documents))
+            return False
         except InfrastructureError as error:
             log.error("pod.start_failed", error=str(error))
         outcome = Outcome(
@@ -222,9 +258,23 @@ class Worker:
         events = executions.finish(execution, key.attempt, outcome, Usage(), 0, self._clock.now(), ran=False)
         return Step(changes=(execution_change(execution, events),)) if events else NOTHING
 
+    async def _give_back(self, key: PodKey, documents: Documents) -> Step:
+        execution = await documents.execution(key.execution_id)
+        events = executions.give_back(execution, key.attempt, self._clock.now()) if execution is not None else []
+        if execution is None or not events:
+            return NOTHING
+        return Step(changes=(execution_change(execution, events),))
+
+    def _tell_waiting(self, error: Unavailable) -> None:
+        now_s = self._clock.monotonic_s()
+        if now_s >= self._tell_at_s:
+            self._tell_at_s = now_s + TELL_INTERVAL_S
+            runs = sum(each.waiting for each in self._live.values())
+            log.warning("pod.start_waits", runs=runs, error=str(error))
+
     async def _record(self, key: PodKey) -> None:
         """Put the pod's output on the tape, then tell those who watch; flushes are paced, the first is not."""
-        ended = self._live[key]
+        ended = self._live[key].ended
         first = True
         try:
             async for records in self._pods.records(key):

@@ -43,6 +43,9 @@ from runtape.domain.source import Source
 MAX_ATTEMPTS = 3
 """Attempts of one execution, the first included, before an infrastructure failure is its outcome."""
 
+GIVEN_BACK = "given_back"
+"""Why an attempt is followed by another that counts in its place: its worker ended before it could start it."""
+
 LEASE_GRACE = timedelta(seconds=5)
 """How long after its lease ran out an attempt is surely dead: the runtime kills at expiry by its own clock."""
 
@@ -213,6 +216,28 @@ def finish(
     return [_ended(execution, outcome, usage, last_seq, at, timeline, artifacts)]
 
 
+def give_back(execution: Execution, attempt: int, at: datetime) -> list[ExecutionEvent]:
+    """Leave the live `attempt`, which is known not to have been started, to another worker, or to its cancellation.
+
+    That is no failure: it is none of the `MAX_ATTEMPTS`, however often it happens.
+    """
+    if execution.cancel_requested:
+        outcome = Outcome(kind=OutcomeKind.CANCELLED, reason="cancelled", message="cancelled before it was started")
+        return finish(execution, attempt, outcome, Usage(), 0, at, ran=False)
+    if not execution.live or attempt != execution.attempt:
+        return []
+    return [
+        ExecutionRestarted(
+            execution_id=execution.id,
+            project_id=execution.project_id,
+            at=at,
+            attempt=attempt + 1,
+            version=execution.version + 1,
+            reason=GIVEN_BACK,
+        )
+    ]
+
+
 def interrupt(execution: Execution, attempt: int, reason: str, last_seq: int, at: datetime) -> list[ExecutionEvent]:
     """End a live `attempt` that is known to be dead without having told its outcome."""
     if execution.cancel_requested:
@@ -294,7 +319,8 @@ def store_result(
 
 def _may_restart(execution: Execution, ran: bool) -> bool:
     allowed = not ran or execution.spec.on_interrupt is OnInterrupt.RESTART
-    return allowed and execution.attempt < MAX_ATTEMPTS
+    given_back = sum(each.reason == GIVEN_BACK for each in execution.history)
+    return allowed and execution.attempt - given_back < MAX_ATTEMPTS
 
 
 def _ended(

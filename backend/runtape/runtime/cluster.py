@@ -253,6 +253,7 @@ class ClusterService:
             except Transient as error:
                 log.warning("worker.not_withdrawn", error=str(error))
         worker = await self.container.get(Worker)
+        worker.leave()
         try:
             async with asyncio.timeout(wait_s):
                 while worker.busy:  # noqa: ASYNC110  # a look at a count, once in the life of a process

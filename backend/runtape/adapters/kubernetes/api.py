@@ -114,7 +114,7 @@ class PodApi:
             await asyncio.sleep(0.005)  # nobody tells of the end of a transport that is aiohttp's
 
     async def create(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
-        """Make a pod and return it.  Raises: Exists; QuotaExceeded; Transient; Permanent."""
+        """Make a pod and return it.  Raises: Exists; QuotaExceeded; Unavailable; Transient; Forbidden; Permanent."""
         return await asked(self._core.create_namespaced_pod(self.namespace, manifest, **RAW))
 
     async def read(self, name: str) -> dict[str, Any] | None:
@@ -264,9 +264,10 @@ async def _checked(answer: aiohttp.ClientResponse) -> None:
             raise Missing(said)
         case code if code == _FORBIDDEN:
             raise QuotaExceeded(said) if "exceeded quota" in message else Forbidden(said)
-        # A token is renewed; and that there is no such page is not said by an API that is all there.
+        # None of these is about what was asked for.  A token is renewed; and that there is no such page is not said by
+        # an API that is all there.
         case code if code in (_UNAUTHORIZED, _NOT_FOUND, _TOO_MANY) or code >= 500:
-            raise Transient(said, retry_after_s=_retry_after_s(answer))
+            raise Unavailable(said, retry_after_s=_retry_after_s(answer))
     raise Permanent(said)
 
 

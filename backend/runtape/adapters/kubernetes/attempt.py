@@ -54,7 +54,7 @@ WHY_S: Final = 5.0
 ANSWER_S: Final = 10.0
 """How long a runner may take to answer before the connection is taken for dead."""
 HAND_OVER_S: Final = 30.0
-"""How long the program's hand-over may take, from when the container runs."""
+"""How long the program's hand-over may take, from when the container runs, or the API may have come back."""
 SAY_S: Final = 1.0
 """How long a frame may wait for room in a connection: nobody's lease is to wait for another's runner."""
 _PAUSE_S: Final = 0.05
@@ -87,6 +87,8 @@ class Attempt:
         self._patience = asyncio.timeout(None)
         """Ends the conversation when an answer does not come."""
         self._handed_over = False
+        self._away = False
+        """Whether the API has not answered when it was last asked for the pod."""
         self._told_due_s = 0.0
         """The latest end of the lease that the runner can have heard of."""
         self._pod: Mapping[str, Any] | None = None
@@ -132,6 +134,7 @@ class Attempt:
             dead_by_s = self._told_due_s + LEASE_GRACE.total_seconds()
             if self._loop.time() > (dead_by_s if self._handed_over else handed_over_by_s):
                 await self._lose(api, name)
+                handed_over_by_s = self._loop.time() + HAND_OVER_S
             pause_s = _PAUSE_S if len(self._records) > heard else min(2 * pause_s, _LONGEST_PAUSE_S)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.over.wait(), pause_s)
@@ -144,11 +147,13 @@ class Attempt:
             pod = await api.read(name)
         except InfrastructureError as error:
             log.info("pod.not_looked_at", pod=name, error=str(error))
-        else:
-            if self.seen(pod):
-                return
-            lost = out_of_reach() if self._handed_over else not_handed_over(HAND_OVER_S)
-            self._conclude(CANCELLED if self._killed else lost, Usage())
+            self._away = True
+            return
+        away, self._away = self._away, False
+        if self.seen(pod) or (away and not self._handed_over):  # it came back since: the runner could not be called
+            return
+        lost = out_of_reach() if self._handed_over else not_handed_over(HAND_OVER_S)
+        self._conclude(CANCELLED if self._killed else lost, Usage())
 
     async def _talk(self, attachment: Attachment, order: wire.Order, waiting: Link | None = None) -> None:
         """Say what is to be said and listen; `waiting` has heard already that the runner waits."""

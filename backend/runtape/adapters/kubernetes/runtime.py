@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,7 +31,10 @@ from runtape.ports.pod_runtime import PodArtifact, PodEnded, PodKey, PodSpec, Po
 log = structlog.get_logger(__name__)
 
 START_S: Final = 60.0
-"""How long a pod may take to run, with its image and a node for it, before another is tried."""
+"""How long a pod may take to run, with its image and a node for it, before another is tried.
+
+While the API does not answer nobody knows whether it runs: that time is not counted.
+"""
 QUOTA_S: Final = 2.0
 """How often a pod is asked for that the namespace has no room for, or that is forbidden."""
 FORBIDDEN_S: Final = 6.0
@@ -252,34 +256,44 @@ class KubernetesPods:
             except Exists:
                 await self._api.delete(name)
                 raise
-            over = asyncio.ensure_future(run.over.wait())
-            try:
-                runs = asyncio.ensure_future(running.wait())
-                done, _ = await asyncio.wait({runs, over}, timeout=START_S, return_when=asyncio.FIRST_COMPLETED)
-                runs.cancel()
-            finally:
-                over.cancel()
-            if not done:
-                run.fail(outcomes.not_begun(self._pods[name], START_S))
+            if not await self._begun(running, run):
+                # The watch may be deaf, and not know it yet.
+                pod = await self._api.read(name)
+                if pod is None or not _runs(pod):
+                    run.fail(outcomes.not_begun(pod, START_S))
         finally:
             del self._running[name]
+
+    async def _begun(self, running: asyncio.Event, run: Attempt) -> bool:
+        """Return whether a pod runs, or its attempt is over, before it was seen not to for `START_S`."""
+        waiting = [asyncio.ensure_future(each.wait()) for each in (running, run.over)]
+        made_s = time.monotonic()
+        try:
+            while (left_s := START_S - self._pods.seen_s(made_s)) > 0:
+                done, _ = await asyncio.wait(waiting, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+                if done:
+                    return True
+            return False
+        finally:
+            for each in waiting:
+                each.cancel()
 
     async def _create(self, manifest: Mapping[str, Any], run: Attempt) -> None:
         """Have the pod made, once the quota has room for it, unless its attempt ends before or with that.
 
         Raises: Exists; Transient.
         """
-        now_s = asyncio.get_running_loop().time()
+        now_s = time.monotonic()
         until_s, forbidden_until_s = now_s + START_S, now_s + FORBIDDEN_S
         while run.ended is None:
             try:
                 await self._api.create(manifest)
                 return
             except QuotaExceeded as error:
-                if asyncio.get_running_loop().time() >= until_s:
+                if time.monotonic() >= until_s:
                     run.fail(outcomes.quota_exceeded(str(error), START_S))
             except Forbidden as error:
-                if asyncio.get_running_loop().time() >= forbidden_until_s:
+                if time.monotonic() >= forbidden_until_s:
                     run.fail(outcomes.refused(str(error)))
             except Permanent as error:
                 run.fail(outcomes.refused(str(error)))
@@ -298,8 +312,7 @@ class KubernetesPods:
                 log.warning("pod.of_nobody", pod=name)
                 self._spawn(self._delete(name, pod["metadata"]["uid"]))
         else:
-            states = pod["status"].get("containerStatuses") or ()
-            if (event := self._running.get(name)) is not None and any("running" in each["state"] for each in states):
+            if (event := self._running.get(name)) is not None and _runs(pod):
                 event.set()
             run.seen(pod)
 
@@ -325,6 +338,7 @@ class KubernetesPods:
     async def remove(self, key: PodKey) -> None:
         run = self._attempts.get(key)
         if run is None:
+            self._doubtful.discard(key)  # what there is of it is nobody's, as soon as it is seen
             return
         if run.ended is None:
             await run.kill()
@@ -385,6 +399,11 @@ class KubernetesPods:
 def _name(key: PodKey) -> str:
     """Return the name of the pod of an attempt, which is the same whoever makes it."""
     return f"exec-{key.execution_id}-{key.attempt}"
+
+
+def _runs(pod: Mapping[str, Any]) -> bool:
+    """Whether a container of the pod runs."""
+    return any("running" in each["state"] for each in pod["status"].get("containerStatuses") or ())
 
 
 def _loop_time(moment: datetime) -> float:

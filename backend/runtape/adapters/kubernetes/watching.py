@@ -29,11 +29,16 @@ class Pods:
         self._known: dict[str, dict[str, Any]] = {}
         self._listed = asyncio.Event()
         self._up_to_date = False
+        self._seen_since_s = 0.0
 
     @property
     def up_to_date(self) -> bool:
         """Whether they were listed, and are being watched since."""
         return self._up_to_date
+
+    def seen_s(self, since_s: float) -> float:
+        """Return for how long they have been seen without a break, from the monotonic time `since_s` on at most."""
+        return time.monotonic() - max(since_s, self._seen_since_s) if self._up_to_date else 0.0
 
     async def listed(self) -> None:
         """Return once they were listed."""
@@ -69,6 +74,8 @@ class Pods:
         for name, pod in found.items():
             self._learn(name, pod)
         self._listed.set()
+        if not self._up_to_date:
+            self._seen_since_s = time.monotonic()
         self._up_to_date = True
         return listed.version
 
