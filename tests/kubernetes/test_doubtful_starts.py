@@ -121,6 +121,46 @@ async def test_a_pod_that_stays_forbidden_says_so(
         assert (outcome.kind, outcome.reason) == (OutcomeKind.SANDBOX_ERROR, "pod_refused")
 
 
+async def test_rights_that_are_lacking_are_waited_for_once_and_named_with_the_fix(
+    proxy: HttpProxy, settings: PodSettings, bash: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "QUOTA_S", 0.05)
+    monkeypatch.setattr(runtime, "FORBIDDEN_S", 1.0)
+    words = 'pods is forbidden: User "worker" cannot create resource "pods" in API group "" in the namespace "programs"'
+    forbidden = Refuse(403, words, "Forbidden")
+    proxy.faults = lambda request: forbidden if verb(request) == "create" else None
+    async with KubernetesPods(proxy.configuration, settings, [bash], "worker") as pods:
+        for name, fewest in (("first", 3), ("second", 1), ("third", 1)):
+            proxy.asked.clear()
+            await pods.start(spec(name), 1, soon())
+            outcome = (await ended(pods, name))[1].outcome
+            assert outcome.message is not None and words in outcome.message
+            assert "role k8s-worker of deploy/kubernetes/base/access.yaml" in outcome.message
+            creates = sum(each.verb == "create" for each in proxy.asked)
+            assert creates >= fewest if name == "first" else creates == fewest
+        proxy.faults = no_fault
+        await runs(pods, "fourth")
+        proxy.faults = first(2, "create", forbidden)
+        await runs(pods, "fifth")
+
+
+async def test_that_pods_are_forbidden_is_not_known_of_an_api_that_was_away_since(
+    proxy: HttpProxy, settings: PodSettings, bash: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has just begun then, and takes a moment to know who may what."""
+    monkeypatch.setattr(runtime, "QUOTA_S", 0.05)
+    monkeypatch.setattr(runtime, "FORBIDDEN_S", 0.5)
+    proxy.faults = lambda request: Refuse(403, "not yours", "Forbidden") if verb(request) == "create" else None
+    async with KubernetesPods(proxy.configuration, settings, [bash], "worker") as pods:
+        await pods.start(spec("e"), 1, soon())
+        assert (await ended(pods, "e"))[1].outcome.reason == "pod_refused"
+        proxy.faults = first(1, "create", Refuse(503))
+        with pytest.raises(Unavailable):
+            await pods.start(spec("f"), 1, soon())
+        proxy.faults = first(2, "create", Refuse(403, "clusterrole not found", "Forbidden"))
+        await runs(pods, "f")
+
+
 @pytest.mark.parametrize("status", [401, 404, 429, 500, 502, 503, 504])
 async def test_what_the_api_says_of_itself_is_not_said_of_the_pod(
     proxy: HttpProxy, settings: PodSettings, status: int

@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from runtape.adapters.kubernetes.outcomes import deleted, not_begun, outcome_of, reported, unreported, unschedulable
+from runtape.adapters.kubernetes.outcomes import (
+    deleted,
+    forbidden,
+    not_begun,
+    outcome_of,
+    reported,
+    unreported,
+    unschedulable,
+)
 from runtape.adapters.kubernetes.protocol import VERSION, Report
 from runtape.domain.limits import Limits
 from runtape.domain.outcome import OutcomeKind
@@ -154,3 +162,10 @@ def test_why_no_node_takes_a_pod() -> None:
     assert unschedulable({"conditions": [UNSCHEDULABLE]}) == "0/1 nodes"
     assert unschedulable({"conditions": [{**UNSCHEDULABLE, "status": "True"}]}) is None
     assert unschedulable({}) is None
+
+
+def test_a_right_that_is_lacking_is_told_with_the_role_that_has_it_and_no_other_prohibition_is() -> None:
+    lacking = forbidden('User "worker" cannot create resource "pods" in API group ""', 10.0)
+    bounded = forbidden("maximum memory usage per Container is 1Gi, but limit is 2Gi", 10.0)
+    assert lacking.message is not None and "role k8s-worker of deploy/kubernetes/base/access.yaml" in lacking.message
+    assert bounded.message is not None and bounded.message.endswith("limit is 2Gi)")

@@ -149,6 +149,13 @@ def refused(words: str) -> Outcome:
     return _failed("pod_refused", f"the pod was not taken: {words}")
 
 
+def forbidden(words: str, waited_s: float) -> Outcome:
+    """Return the outcome of a pod that was forbidden for so long: mostly to the account that asked, else to anybody."""
+    may_not = "cannot create resource" in words
+    advice = ": give the account the role k8s-worker of deploy/kubernetes/base/access.yaml" if may_not else ""
+    return _failed("pod_refused", f"the pod was forbidden for {waited_s:g} s ({words}){advice}")
+
+
 def quota_exceeded(words: str, waited_s: float) -> Outcome:
     """Return the outcome of a pod for which the namespace had no room for so long."""
     advice = "raise the quota of the namespace, or let fewer programs run at once"
