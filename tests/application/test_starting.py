@@ -283,3 +283,27 @@ async def test_what_cannot_be_waited_for_fails_as_before(folder: Path) -> None:
         await world.start()
         execution = await world.until_stored(await world.submit())
         assert execution.outcome is not None and execution.outcome.reason == "start_failed"
+
+
+async def test_a_pod_that_cannot_be_removed_now_is_told_as_what_is_made_up_for(folder: Path) -> None:
+    class Stuck(Away):
+        async def start(self, spec: PodSpec, attempt: int, lease_expires_at: datetime) -> None:
+            await self.inner.start(spec, attempt, lease_expires_at)
+
+        async def remove(self, key: PodKey) -> None:
+            if self.away:
+                raise Unavailable("the cluster is away")
+            await self.inner.remove(key)
+
+    pods = Stuck()
+    with capture_logs() as logs:
+        async with a_world(folder, wrap_pods=pods) as world:
+            await world.start()
+            await world.until_stored(await world.submit())
+            await world.until_quiet()
+            assert await world.pods.list() != []
+            pods.away = False
+            await world.worker.tidy_up()
+            assert await world.pods.list() == []
+    (told,) = [line for line in logs if line["event"] == "pod.not_removed"]
+    assert told["log_level"] == "warning" and "tried again within 10 s" in told["then"]

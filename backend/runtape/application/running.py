@@ -106,7 +106,11 @@ class Worker:
         key = PodKey(message.execution_id, attempt)
 
         async def remove() -> None:
-            await self._pods.remove(key)
+            try:
+                await self._pods.remove(key)
+            except InfrastructureError as error:
+                again = f"it is tried again within {TIDY_INTERVAL_S:g} s"
+                log.warning("pod.not_removed", error=str(error), then=again)
 
         return Step(effects=(remove,)) if attempt else NOTHING
 
@@ -154,7 +158,7 @@ class Worker:
             await asyncio.sleep(TIDY_INTERVAL_S)
             try:
                 await self.tidy_up()
-            except Transient as error:
+            except InfrastructureError as error:
                 log.warning("pods.not_tidied", error=str(error))
 
     async def tidy_up(self) -> None:
