@@ -56,15 +56,19 @@ async def test_the_end_of_a_pod_that_an_earlier_start_has_made_is_not_that_of_th
     api: client.CoreV1Api, proxy: HttpProxy, settings: PodSettings, bash: Image
 ) -> None:
     """Both pods have the same name, and the watch tells of the first one's end when there is the second one."""
-    lost, refused = first(1, "create", Lose()), first(1, "delete", Refuse(500))
-    proxy.faults = lambda request: lost(request) or refused(request)
+    lost, undeleted = first(1, "create", Lose()), True
+
+    def faults(request: web.Request) -> Fate | None:
+        return Refuse(500) if undeleted and verb(request) == "delete" else lost(request)
+
+    proxy.faults = faults
     async with KubernetesPods(proxy.configuration, settings, [bash], "worker") as pods:
         with pytest.raises(Transient):
             await pods.start(spec("e", LASTING), 1, soon())
         await eventually(lambda: names(api, settings.namespace, of("e")))
         await eventually(lambda: _is_seen(pods))
         [watch] = proxy.watches
-        watch.held = True
+        watch.held, undeleted = True, False
         starting = asyncio.ensure_future(pods.start(spec("e", LASTING), 1, soon()))
         await eventually(lambda: _are_made(proxy, 2))
         watch.held = False
