@@ -274,6 +274,29 @@ async def _consume_no_more() -> None:
     await asyncio.gather(*consuming, return_exceptions=True)
 
 
+async def test_what_waits_is_given_back_although_the_store_is_away_as_well(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pods = Away(LONG_S)
+    async with a_world(folder, fused=False, wrap_pods=pods) as world:
+        await world.start()
+        execution_id = await world.submit()
+        await pods.until_asked(world)
+        await _consume_no_more()
+        perform, failures = world.flow.perform, [Unavailable("the store is away"), Transient("busy")]
+
+        async def performed(decide: Any) -> Any:
+            if failures:
+                raise failures.pop()
+            return await perform(decide)
+
+        monkeypatch.setattr(world.flow, "perform", performed)
+        world.worker.leave()
+        execution = await world.until_status(execution_id, "queued")
+        assert execution.history[-1].reason == GIVEN_BACK
+        assert failures == []
+
+
 async def test_what_cannot_be_waited_for_fails_as_before(folder: Path) -> None:
     class Broken(Away):
         async def start(self, spec: PodSpec, attempt: int, lease_expires_at: datetime) -> None:
@@ -307,3 +330,28 @@ async def test_a_pod_that_cannot_be_removed_now_is_told_as_what_is_made_up_for(f
             assert await world.pods.list() == []
     (told,) = [line for line in logs if line["event"] == "pod.not_removed"]
     assert told["log_level"] == "warning" and "tried again within 10 s" in told["then"]
+
+
+async def test_a_pod_that_cannot_be_removed_keeps_no_other_from_it(folder: Path) -> None:
+    class Stuck(Away):
+        stuck: PodKey | None = None
+
+        async def start(self, spec: PodSpec, attempt: int, lease_expires_at: datetime) -> None:
+            await self.inner.start(spec, attempt, lease_expires_at)
+
+        async def remove(self, key: PodKey) -> None:
+            if self.away or key == self.stuck:
+                raise Permanent("an admission policy")
+            await self.inner.remove(key)
+
+    pods = Stuck()
+    async with a_world(folder, wrap_pods=pods) as world:
+        await world.start()
+        for _ in range(3):
+            await world.until_stored(await world.submit())
+        await world.until_quiet()
+        first, second, third = await world.pods.list()
+        pods.away, pods.stuck = False, second
+        with pytest.raises(Permanent, match="an admission policy"):
+            await world.worker.tidy_up()
+        assert await world.pods.list() == [second], (first, third)

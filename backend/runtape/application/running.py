@@ -5,7 +5,7 @@ those that live.  It starts nothing without a committed lease.
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from datetime import timedelta
 
@@ -164,18 +164,27 @@ class Worker:
     async def tidy_up(self) -> None:
         """Remove each pod whose attempt is over, and kill those that were cancelled, with or without a pod.
 
-        Raises: Transient; Permanent.
+        Raises: what the last of those met that could not be looked after; the others were.
         """
         for live in [each for each in self._live.values() if each.waiting]:
             execution = await self._executions.get(live.key.execution_id)
             if execution is None or not _is_wanted(execution, live.key):
                 live.stop(Stop.KILLED)
+        failure: InfrastructureError | None = None
         for key in await self._pods.list():
-            execution = await self._executions.get(key.execution_id)
-            if execution is None or _is_over(execution, key):
-                await self._pods.remove(key)
-            elif execution.cancel_requested:
-                await self._pods.kill(key)
+            try:
+                await self._tidy(key)
+            except InfrastructureError as error:
+                failure = error
+        if failure is not None:
+            raise failure
+
+    async def _tidy(self, key: PodKey) -> None:
+        execution = await self._executions.get(key.execution_id)
+        if execution is None or _is_over(execution, key):
+            await self._pods.remove(key)
+        elif execution.cancel_requested:
+            await self._pods.kill(key)
 
     def ended(self, key: PodKey) -> None:
         """Say that the pod has ended, so that its last output is flushed without waiting."""
@@ -245,15 +254,19 @@ class Worker:
         except Stopped as stopped:
             log.info("pod.start_stopped", why=stopped.why)
             if stopped.why is not Stop.LOST:
-                await self._flow.perform(lambda documents: self._give_back(key, documents))
+                await self._decide(lambda documents: self._give_back(key, documents))
             return False
         except InfrastructureError as error:
             log.error("pod.start_failed", error=str(error))
         outcome = Outcome(
             kind=OutcomeKind.SANDBOX_ERROR, reason="start_failed", message="the sandbox could not be started"
         )
-        await self._flow.perform(lambda documents: self._give_up(key, outcome, documents))
+        await self._decide(lambda documents: self._give_up(key, outcome, documents))
         return False
+
+    async def _decide(self, decision: Callable[[Documents], Awaitable[Step]]) -> None:
+        """Perform what may be decided again, although the store may be away as well.  Raises: Transient."""
+        await persistently(lambda: self._flow.perform(decision), "attempt.decide", START_TRIES)
 
     async def _give_up(self, key: PodKey, outcome: Outcome, documents: Documents) -> Step:
         execution = await documents.execution(key.execution_id)
