@@ -6,13 +6,15 @@ import dataclasses
 import json
 import struct
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 import pytest
 
 from runtape.adapters.kubernetes import attempt
 from runtape.adapters.kubernetes.attempt import Attempt
-from runtape.adapters.kubernetes.outcomes import FILES_LOST
+from runtape.adapters.kubernetes.manifests import TOKEN
+from runtape.adapters.kubernetes.outcomes import FILES_LOST, left_to_live_s
 from runtape.adapters.kubernetes.protocol import END_OF_FRAME, MARK, VERSION, Link
 from runtape.adapters.kubernetes.warm import Taken
 from runtape.adapters.sandbox.pod import CANCELLED
@@ -103,6 +105,31 @@ def greeted() -> Link:
     nonce = link.hello()[-21:-5]
     assert [*link.take(MARK + nonce + framed(b"W", struct.pack("<Ic", VERSION, b"w")))]
     return link
+
+
+async def test_a_pod_that_would_end_before_its_program_does_not_get_it() -> None:
+    ends: list[PodEnded] = []
+    limits = Limits(wall_s=30.0)
+    run = Attempt(PodKey(ExecutionId("e"), 1), limits, 0.0, ends.append)
+
+    def pod(seconds: float) -> dict[str, Any]:
+        started = datetime.now(UTC) - timedelta(seconds=seconds)
+        return {
+            "metadata": {"annotations": {TOKEN: run.token.hex()}},
+            "spec": {"activeDeadlineSeconds": 90},
+            "status": {"phase": "Running", "startTime": started.isoformat()},
+        }
+
+    told = left_to_live_s(pod(70.0))
+    assert told is not None and 19.0 < told <= 20.0
+    assert left_to_live_s({"spec": {"activeDeadlineSeconds": 90}, "status": {}}) is None
+    run.seen(pod(70.0))
+    attachment: Any = LeavesFiles()
+    await run.converse(
+        cast(Any, None), "pod", cast(Any, Order()), Taken("pod", attachment, greeted(), contextlib.AsyncExitStack())
+    )
+    assert [(end.outcome.reason, end.ran) for end in ends] == [("pod_not_started", False)]
+    assert "may live for 20 s more, and its program for 30 s" in (ends[0].outcome.message or "")
 
 
 async def test_a_run_whose_pod_is_gone_with_its_files_does_not_pass_for_complete(

@@ -26,6 +26,8 @@ from runtape.adapters.kubernetes.manifests import CONTAINER, TOKEN
 from runtape.adapters.kubernetes.outcomes import (
     FILES_LOST,
     deleted,
+    left_to_live_s,
+    not_enough_time,
     not_handed_over,
     out_of_reach,
     outcome_of,
@@ -55,6 +57,8 @@ ANSWER_S: Final = 10.0
 """How long a runner may take to answer before the connection is taken for dead."""
 HAND_OVER_S: Final = 30.0
 """How long the program's hand-over may take, from when the container runs, or the API may have come back."""
+SPARE_S: Final = 5.0
+"""How much longer than its program's wall time a pod has to live when it takes the program."""
 SAY_S: Final = 1.0
 """How long a frame may wait for room in a connection: nobody's lease is to wait for another's runner."""
 _PAUSE_S: Final = 0.05
@@ -190,6 +194,10 @@ class Attempt:
 
     async def _welcomed(self, state: State, attachment: Attachment, order: wire.Order) -> None:
         if state is State.WAITING:
+            left_s = left_to_live_s(self._pod) if self._pod is not None else None
+            if left_s is not None and left_s < self._limits.wall_s + SPARE_S:
+                self.fail(not_enough_time(left_s, self._limits.wall_s))
+                return
             wanted = protocol.Run(
                 token=self.token,
                 lease_ns=self._lease_ns(),

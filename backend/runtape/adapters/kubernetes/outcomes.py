@@ -7,6 +7,7 @@ the program's own end before a reason to stop it that came too late; otherwise t
 import os
 import signal
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from runtape.adapters.kubernetes.protocol import ProtocolError, Report, report_of
@@ -170,6 +171,19 @@ def out_of_reach() -> Outcome:
 def not_handed_over(waited_s: float) -> Outcome:
     """Return the outcome of a pod whose runner has not taken a program for so long."""
     return _failed("pod_not_started", f"the pod runs, and its runner has taken no program within {waited_s:g} s")
+
+
+def not_enough_time(left_s: float, wall_s: float) -> Outcome:
+    """Return the outcome of a pod that its own deadline would end before its program's."""
+    return _failed("pod_not_started", f"the pod may live for {left_s:.0f} s more, and its program for {wall_s:g} s")
+
+
+def left_to_live_s(pod: Mapping[str, Any]) -> float | None:
+    """Return when Kubernetes is going to end the pod, in seconds from now; None when that is not known yet."""
+    deadline_s, started = pod["spec"].get("activeDeadlineSeconds"), pod["status"].get("startTime")
+    if deadline_s is None or started is None:
+        return None
+    return deadline_s - (datetime.now(UTC) - datetime.fromisoformat(started)).total_seconds()
 
 
 def unschedulable(status: Mapping[str, Any]) -> str | None:
