@@ -17,6 +17,7 @@ from runtape.adapters.kubernetes.connection import configuration
 from runtape.adapters.kubernetes.manifests import PodSettings
 from runtape.adapters.kubernetes.network import Finding, NetworkOpen, Verdict, judge
 from runtape.domain.limits import MINIMUM
+from runtape.ports.errors import Transient
 from tests.kubernetes import image
 from tests.kubernetes.pods import connected, eventually
 from tests.kubernetes.proxy import Fate, Lose, Refuse, http_proxy, verb
@@ -66,6 +67,12 @@ def test_what_is_not_required_is_a_warning_and_told_of_readiness(finding: Findin
     assert line["log_level"] == "warning" and line["event"] == f"network_policy.{finding.verdict}"
     assert line["reason"] == finding.reason and "deny-all" in line["fix"]
     assert network.detail(finding) == f"network policies are {told} ({finding.reason})"
+
+
+def test_what_is_required_and_could_not_be_looked_at_is_waited_for() -> None:
+    with capture_logs() as logs, pytest.raises(Transient, match="nobody can say yet"):
+        network.settle(PASSING, required=True)
+    assert not logs
 
 
 @pytest.mark.parametrize("required", [True, False])

@@ -88,10 +88,15 @@ def judge(*, control: bool, outgoing: bool, incoming: bool) -> Finding:
 
 
 def settle(finding: Finding, *, required: bool) -> None:
-    """Tell the log what was found.  Raises: NetworkOpen, when enforcement is `required` and was not shown."""
+    """Tell the log what was found.
+
+    Raises: NetworkOpen, when enforcement is `required` and was not shown; Transient, when it may be the next time.
+    """
     if finding.verdict is Verdict.ENFORCED:
         log.info("network_policy.enforced", reason=finding.reason)
         return
+    if required and finding.passing:
+        raise Transient(f"nobody can say yet whether network policies are enforced: {finding.reason}")
     if required:
         raise NetworkOpen(f"network policies are {_told(finding)}: {FIX}")
     log.warning(f"network_policy.{finding.verdict}", reason=finding.reason, fix=FIX)
@@ -131,7 +136,8 @@ async def look(api: PodApi, settings: PodSettings, image: str) -> Finding:
             async with stage.watched():
                 return await _tried(stage)
     except TimeoutError:
-        return Finding(Verdict.UNKNOWN, f"the pods of the probe took longer than {PROBE_S:g} s ({stage.told()})")
+        reason = f"the pods of the probe took longer than {PROBE_S:g} s ({stage.told()})"
+        return Finding(Verdict.UNKNOWN, reason, passing=stage.away)
     except (InfrastructureError, _Unusable) as error:
         passing = isinstance(error, Transient)
         return Finding(Verdict.UNKNOWN, f"the probe could not be carried out: {error}", passing)
@@ -186,6 +192,11 @@ class _Stage:
         finally:
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
+
+    @property
+    def away(self) -> bool:
+        """Whether the API does not answer."""
+        return not self._pods.up_to_date
 
     def told(self) -> str:
         """Return what is known of the pods that were made."""
