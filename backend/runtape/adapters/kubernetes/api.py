@@ -28,6 +28,8 @@ WATCH_S: Final = 300
 """How long one watch lasts before the API ends it, and another goes on behind it."""
 SILENCE_S: Final = 90.0
 """A watch that says nothing for so long, not even its bookmark of each minute, is dead."""
+RETRY_AFTER_S: Final = 30.0
+"""The longest pause that the API is granted: what waits is to go on soon after it is back."""
 _CONFLICT: Final = 409
 _GONE: Final = 410
 _NOT_FOUND: Final = 404
@@ -272,6 +274,6 @@ async def _checked(answer: aiohttp.ClientResponse) -> None:
 
 
 def _retry_after_s(answer: aiohttp.ClientResponse) -> float | None:
-    """Return how long the API wants to be left alone; up to half as long again, as it says the same to everybody."""
+    """Return how long the API is left alone as it wants; up to half as long again, as it says the same to everybody."""
     told = answer.headers.get("retry-after", "")
-    return float(told) * random.uniform(1.0, 1.5) if told.isdigit() else None  # noqa: S311
+    return min(float(told), RETRY_AFTER_S) * random.uniform(1.0, 1.5) if told.isdigit() else None  # noqa: S311

@@ -24,7 +24,7 @@ from runtape.adapters.sandbox.order import ArmedLimits, Ours, make_order, null_b
 from runtape.adapters.sandbox.runtimes import InstalledRuntime
 from runtape.domain.outcome import Outcome, OutcomeKind
 from runtape.domain.tape import Record
-from runtape.ports.errors import InfrastructureError, Permanent, SandboxUnavailable, Transient, Unavailable
+from runtape.ports.errors import InfrastructureError, Permanent, SandboxUnavailable, Transient
 from runtape.ports.placed_pods import PodState
 from runtape.ports.pod_runtime import PodArtifact, PodEnded, PodKey, PodSpec, PodStart, Runtime
 
@@ -37,12 +37,8 @@ While the API does not answer nobody knows whether it runs: that time is not cou
 """
 QUOTA_S: Final = 2.0
 """How often a pod is asked for that the namespace has no room for, or that is forbidden."""
-FORBIDDEN_S: Final = 10.0
-"""How long pods may be forbidden before that is told as the end of those that are asked for: rights come back as
-outages do.  It is waited for once, and not again for each attempt and run while nothing has changed.
-"""
-_FORBIDDEN_KNOWN_S: Final = 60.0
-"""How long nobody asks before it is not known any more that pods are forbidden."""
+FORBIDDEN_S: Final = 6.0
+"""How long a pod may be forbidden before that is told as its end: rights come back as outages do."""
 CLOSE_S: Final = 10.0
 """How long `close` waits for the end of programs; beyond it their leases end them."""
 INHERIT_S: Final = 30.0
@@ -93,8 +89,6 @@ class KubernetesPods:
         """Pods that may become an attempt's, and of which it is not told until then."""
         self._doubtful: set[PodKey] = set()
         """Attempts whose start has failed, and of which a pod may be there, or come."""
-        self._forbidden: tuple[float, float] | None = None
-        """Since when each pod that was to be made was forbidden, and when the last one was, monotonic."""
         self._deleted: set[str] = set()
         """Pods that were deleted and that the watch may tell of once more."""
         self._running: dict[str, asyncio.Event] = {}
@@ -273,9 +267,9 @@ class KubernetesPods:
     async def _begun(self, running: asyncio.Event, run: Attempt) -> bool:
         """Return whether a pod runs, or its attempt is over, before it was seen not to for `START_S`."""
         waiting = [asyncio.ensure_future(each.wait()) for each in (running, run.over)]
-        made_s = time.monotonic()
+        until_s = time.monotonic() - self._pods.away_s + START_S
         try:
-            while (left_s := START_S - self._pods.seen_s(made_s)) > 0:
+            while (left_s := until_s - time.monotonic() + self._pods.away_s) > 0:
                 done, _ = await asyncio.wait(waiting, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
                 if done:
                     return True
@@ -289,32 +283,22 @@ class KubernetesPods:
 
         Raises: Exists; Transient.
         """
-        until_s = time.monotonic() + START_S
+        now_s = time.monotonic()
+        until_s, forbidden_until_s = now_s + START_S, now_s + FORBIDDEN_S
         while run.ended is None:
             try:
                 await self._api.create(manifest)
-                self._forbidden = None
                 return
             except QuotaExceeded as error:
                 if time.monotonic() >= until_s:
                     run.fail(outcomes.quota_exceeded(str(error), START_S))
             except Forbidden as error:
-                if self._forbidden_s() >= FORBIDDEN_S:
+                if time.monotonic() >= forbidden_until_s:
                     run.fail(outcomes.forbidden(str(error), FORBIDDEN_S))
-            except Unavailable:
-                self._forbidden = None
-                raise
             except Permanent as error:
                 run.fail(outcomes.refused(str(error)))
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(run.over.wait(), QUOTA_S)
-
-    def _forbidden_s(self) -> float:
-        """Note that a pod was forbidden just now, and return for how long all were."""
-        now_s = time.monotonic()
-        since_s, last_s = self._forbidden or (now_s, now_s)
-        self._forbidden = now_s if now_s > last_s + _FORBIDDEN_KNOWN_S else since_s, now_s
-        return now_s - self._forbidden[0]
 
     def _on_change(self, name: str, pod: Mapping[str, Any] | None) -> None:
         run = self._by_name.get(name)

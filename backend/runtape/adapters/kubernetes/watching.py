@@ -29,16 +29,21 @@ class Pods:
         self._known: dict[str, dict[str, Any]] = {}
         self._listed = asyncio.Event()
         self._up_to_date = False
-        self._seen_since_s = 0.0
+        self._away_s = 0.0
+        self._away_since_s: float | None = time.monotonic()
 
     @property
     def up_to_date(self) -> bool:
         """Whether they were listed, and are being watched since."""
         return self._up_to_date
 
-    def seen_s(self, since_s: float) -> float:
-        """Return for how long they have been seen without a break, from the monotonic time `since_s` on at most."""
-        return time.monotonic() - max(since_s, self._seen_since_s) if self._up_to_date else 0.0
+    @property
+    def away_s(self) -> float:
+        """For how long, in all and up to now, the API has not answered.
+
+        A watch that is cut and answered again at once adds next to nothing; being refused adds nothing.
+        """
+        return self._away_s + (0.0 if self._away_since_s is None else time.monotonic() - self._away_since_s)
 
     async def listed(self) -> None:
         """Return once they were listed."""
@@ -58,12 +63,19 @@ class Pods:
                 log.info("pods.listed_anew", reason=str(error))
             except InfrastructureError as error:  # also a refusal: rights come back as well, and nobody else watches
                 self._up_to_date = False
+                self._take_time(away=isinstance(error, Transient))
                 asked_s = (isinstance(error, Transient) and error.retry_after_s) or 0.0
                 log.warning("pods.not_watched", error=str(error))
             if time.monotonic() - began_s > _LONGEST_PAUSE_S:
                 pause_s = _PAUSE_S
             await asyncio.sleep(max(pause_s, asked_s))
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def _take_time(self, *, away: bool) -> None:
+        if away and self._away_since_s is None:
+            self._away_since_s = time.monotonic()
+        elif not away:
+            self._away_s, self._away_since_s = self.away_s, None
 
     async def _list(self) -> str:
         listed = await self._api.list(self._selector)
@@ -74,9 +86,8 @@ class Pods:
         for name, pod in found.items():
             self._learn(name, pod)
         self._listed.set()
-        if not self._up_to_date:
-            self._seen_since_s = time.monotonic()
         self._up_to_date = True
+        self._take_time(away=False)
         return listed.version
 
     async def _watch(self, version: str, until_s: float) -> None:
