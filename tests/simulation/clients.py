@@ -138,9 +138,12 @@ async def request(site: Site, service: Service, ask: Callable[[Service], Awaitab
             world.loop.in_world(world.way_s(), settle, None, error)
         else:
             world.loop.in_world(world.way_s(), settle, value, None)
+        finally:
+            service.requests -= 1
 
     def arrive() -> None:
         if life.alive and service.started:
+            service.requests += 1
             world.loop.create_task(serve(), name="request", context=life.context)
         else:
             settle(None, Disconnected("nobody listens"))

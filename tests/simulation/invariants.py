@@ -118,7 +118,10 @@ class Checks:
         there = len(services) == self._world.mix.processes and all(
             service.started and not service.life.paused for service in services
         )
-        return None if there else "a process does not start"
+        if not there:
+            return "a process does not start"
+        # Of a client that has given up, to a process that stood still.
+        return "a request is not answered" if any(service.requests for service in services) else None
 
     def _all_ended(self) -> str | None:
         left = [each.id for each in self._site.executions() if each.result is None]

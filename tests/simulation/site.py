@@ -287,6 +287,8 @@ class Service:
         self.life = life
         self.roles = own_roles
         self.started = False
+        self.requests = 0
+        """How many have come and are not answered, whether somebody still waits for it or not."""
         self.owner = world.ids.new_id()
         self.tasks = Tasks(self._failed)
         self.event_log: SqliteEventLog | None = None
