@@ -31,8 +31,10 @@ async def test_it_is_ready_without_what_runs_are_accepted_without(
     store: Probe, log: Probe, outlasted: set[str], answer: tuple[int, str]
 ) -> None:
     probes: dict[str, Probe] = {"store": store, "log": log}
-    health = Health(probes, 0.0, "secret")
-    health.accepting, health.outlasted = True, frozenset(outlasted)
+    health = Health({name: probe for name, probe in probes.items() if name not in outlasted}, 0.0, "secret")
+    for name in outlasted:
+        health.outlast(name, probes[name])
+    health.accepting = True
     routes = HealthRoutes(health, ManualClock())
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=routes.ready), base_url="http://test") as client:
         found = await client.get("/api/v1/health/ready")

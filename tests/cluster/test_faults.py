@@ -42,6 +42,18 @@ async def test_a_key_stands_for_its_run_whatever_redis_remembers(cluster: Cluste
         assert (await clients[0].ended(execution_id))["stdout"] == "1\n"
 
 
+async def test_each_process_counts_for_itself_while_redis_is_gone(cluster: Cluster, clients: list[Client]) -> None:
+    cluster.redis.kill()
+    try:
+        for client in clients:
+            guess = {"username": "admin", "password": "a guess"}
+            codes = [(await client.post("/auth/login", json=guess)).status_code for _ in range(30)]
+            assert {*codes} == {401, 429}
+            assert 20 <= codes.count(401) <= 24, "20 in a minute, and what comes back meanwhile"
+    finally:
+        cluster.redis.start()
+
+
 @pytest.mark.parametrize("role", WORKERS)
 async def test_a_worker_that_dies_and_comes_again(cluster: Cluster, clients: list[Client], role: Role) -> None:
     worker = cluster.workers[role][0]

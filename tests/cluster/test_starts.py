@@ -114,11 +114,13 @@ class TestTheApi:
     async def test_it_accepts_without_redis_and_the_run_goes_once_there_is_one(self, cluster: Cluster) -> None:
         async with without(cluster.redis), one_more(cluster) as (process, client):
             await begun(process)
-            assert (await readiness(client))[0] == 200
+            await until_told(client, 200, "limits", "Redis does not answer")
+            assert (await readiness(client))[1]["status"] == "degraded"
             execution_id = await client.execute("print without redis")
             await asyncio.to_thread(cluster.redis.start)
             result = await client.ended(execution_id)
             assert (result["status"], result["stdout"]) == ("completed", "without redis\n")
+            assert set((await until(client, "ready")).values()) == {"ok"}
 
     async def test_it_waits_for_mongodb_says_so_and_begins_by_itself(self, cluster: Cluster) -> None:
         async with without(cluster.mongo), one_more(cluster) as (process, client):

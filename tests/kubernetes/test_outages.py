@@ -79,11 +79,7 @@ async def all_run(living: Living, runs: list[ExecutionId]) -> None:
 
 
 OUTAGES: dict[str, Faults] = {
-    "503": lambda _: Refuse(503),
-    "500": lambda _: Refuse(500),
-    "429": lambda _: Refuse(429, retry_after_s=1),
-    "401": lambda _: Refuse(401),
-    "no such page": lambda _: Refuse(404, "404 page not found"),
+    "refused": lambda _: Refuse(503),
     "answers lost": lambda _: Lose(),
     "no new pods": lambda request: Refuse(500) if verb(request) == "create" else None,
 }

@@ -12,7 +12,7 @@ class Health:
     """Asks the parts that a run needs."""
 
     def __init__(self, probes: Mapping[str, Probe], started_s: float, instance: str) -> None:
-        self._probes = probes
+        self._probes = dict(probes)
         self.instance = instance
         """The secret of this process, which only those may read who may have the owner's key."""
         self.started_s = started_s
@@ -21,6 +21,12 @@ class Health:
         """Whether start-up is complete and shutdown has not begun."""
         self.outlasted: frozenset[str] = frozenset()
         """The parts without which runs are accepted all the same, to wait for them."""
+
+    def outlast(self, part: str, probe: Probe | None = None) -> None:
+        """Tell of a part, with `probe` of one more, that runs are accepted without it."""
+        if probe is not None:
+            self._probes[part] = probe
+        self.outlasted |= {part}
 
     def prove(self, challenge: str) -> str:
         """Return HMAC-SHA256 of `challenge` under the secret of this process, in hex.

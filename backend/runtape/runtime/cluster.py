@@ -22,6 +22,7 @@ from runtape.adapters.kafka.producer import Producer
 from runtape.adapters.mongo.announced import ANNOUNCE_INTERVAL_S, AnnouncedRuntimes, NoPods
 from runtape.adapters.mongo.events import EventRows
 from runtape.adapters.redis.admission import RedisAdmissionQueue
+from runtape.adapters.redis.connection import transient
 from runtape.application.admission import Admission
 from runtape.application.admission_control import AdmissionControl
 from runtape.application.dead_letters import DeadLetters
@@ -154,7 +155,14 @@ class ClusterService:
             # Not before: what a process takes up and cannot tell is kept from those that could.
             tasks.keep(relay.run, "relay")
 
-        (await self.container.get(Health)).outlasted = frozenset(("log",))
+        health, redis = await self.container.get(Health), await self.container.get(Redis)
+
+        async def shared() -> None:
+            with transient():
+                await redis.ping()
+
+        health.outlast("log")
+        health.outlast("limits", shared)  # each process counts for itself meanwhile
         reaching = tasks.spawn(reach(), "log")
         done, _ = await asyncio.wait({reaching}, timeout=LOG_WAIT_S)
         for each in done:
