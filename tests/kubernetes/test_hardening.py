@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from runtape.adapters.kubernetes import manifests
 from runtape.adapters.kubernetes.hardening import difference
 from runtape.adapters.kubernetes.manifests import (
     FIRST_UID,
@@ -17,10 +18,15 @@ from runtape.adapters.kubernetes.manifests import (
     UIDS,
     PodSettings,
 )
+from runtape.adapters.kubernetes.network import PROBE
 from runtape.adapters.kubernetes.pools import Pool, PoolSize
+from runtape.adapters.kubernetes.warm import Claim
+from runtape.domain.ids import ExecutionId
 from runtape.domain.limits import Limits
+from runtape.ports.pod_runtime import PodKey
 
 SETTINGS = PodSettings(namespace="programs", runtime_class="gvisor", cpu="1000m", user_namespaces=True)
+CLAIM = Claim(key=PodKey(ExecutionId("e"), 1), owner="worker", token="00", wall_s=10.0)
 POOL = Pool(name="bash-5.2", settings=SETTINGS, image="bash:5.2", limits=Limits(), size=PoolSize(), spec="")
 Tamper = Callable[[dict[str, Any]], Any]
 
@@ -30,8 +36,16 @@ def demanded() -> dict[str, Any]:
 
 
 def live() -> dict[str, Any]:
-    """Return the pod as the API server has it: with its defaults, without what is false, amounts in its own writing."""
+    """Return the pod as the API server has it once it is claimed.
+
+    With its defaults and its node's place, without what is false, amounts in its own writing.
+    """
     pod = copy.deepcopy(demanded())
+    pod["metadata"]["labels"] |= {
+        **CLAIM.labels,
+        "topology.kubernetes.io/region": "north",
+        "topology.kubernetes.io/zone": "north-1",
+    }
     spec = pod["spec"]
     for name in ("hostNetwork", "hostPID", "hostIPC"):
         del spec[name]
@@ -108,6 +122,12 @@ TAMPERED: dict[str, Tamper] = {
     "no end": lambda pod: pod["spec"].pop("activeDeadlineSeconds"),
     "unseen by network policies": lambda pod: pod["metadata"]["labels"].pop(NAME),
     "another manager": lambda pod: pod["metadata"]["labels"].update({MANAGED_BY: "other"}),
+    "the network policy of a probe": lambda pod: pod["metadata"]["labels"].update({PROBE: "control"}),
+    "a label of somebody's": lambda pod: pod["metadata"]["labels"].update(app="web"),
+    "a label without a value": lambda pod: pod["metadata"]["labels"].update({"example.com/reachable": ""}),
+    "another pool": lambda pod: pod["metadata"]["labels"].update({manifests.POOL: "python-3.14"}),
+    "another spec": lambda pod: pod["metadata"]["labels"].pop(manifests.SPEC),
+    "no labels": lambda pod: pod["metadata"].pop("labels"),
 }
 
 

@@ -16,6 +16,7 @@ from aiohttp import web
 from kubernetes_asyncio import client
 
 from runtape.adapters.kubernetes.manifests import CLAIMED, EXECUTION, OWNER, STATE, PodSettings
+from runtape.adapters.kubernetes.network import PROBE
 from runtape.adapters.kubernetes.pools import PoolSize, WarmSettings
 from runtape.adapters.kubernetes.runtime import Image, KubernetesPods
 from runtape.adapters.kubernetes.warm import WELCOME_S
@@ -232,6 +233,7 @@ TAMPERED = [
     lambda pod: _program(pod)["resources"].update(limits={"memory": "1Gi"}),
     lambda pod: _program(pod).update(env=[{"name": "LD_PRELOAD", "value": "/tmp/x"}]),
     lambda pod: pod["metadata"]["labels"].pop("app.kubernetes.io/name"),
+    lambda pod: pod["metadata"]["labels"].update({PROBE: "control"}),
 ]
 
 

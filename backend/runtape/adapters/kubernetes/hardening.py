@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Final
 
-from runtape.adapters.kubernetes.manifests import MANAGED_BY, NAME
+from runtape.adapters.kubernetes.manifests import ATTEMPT, EXECUTION, OWNER, STATE
 from runtape.adapters.kubernetes.quantities import quantity
 
 _FILLED_IN: Final[Mapping[str, Mapping[str, Any]]] = {
@@ -28,22 +28,27 @@ _FILLED_IN: Final[Mapping[str, Mapping[str, Any]]] = {
         "tolerations": ...,
     },
     "spec.containers[0].securityContext": {"procMount": "Default"},
+    # Where its node is, which the admission plugin PodTopologyLabels copies to every pod.
+    "metadata.labels": {"topology.kubernetes.io/region": ..., "topology.kubernetes.io/zone": ...},
 }
 """By place, what may be there without having been demanded, and with which value; ``...``: any."""
 _FALSE_WHEN_ABSENT: Final = frozenset({"hostNetwork", "hostPID", "hostIPC", "stdinOnce"})
 """The booleans that the API leaves out when they are false; the absence of others means true."""
 _AMOUNT: Final = re.compile(r"spec\.containers\[0]\.resources\..*|spec\.volumes\[\d+]\.emptyDir\.sizeLimit")
-_SELECTED_BY: Final = (MANAGED_BY, NAME)
-"""Labels that network policies find our pods by."""
+_OF_A_CLAIM: Final = frozenset({EXECUTION, ATTEMPT, OWNER, STATE})
+"""The labels that a claim sets.  Any other may be one that a network policy selects pods by."""
 
 
 def difference(live: Mapping[str, Any], demanded: Mapping[str, Any]) -> str | None:
     """Return where and how the pod `live` differs from the manifest `demanded`; None when it is as it should be."""
-    labels = live["metadata"].get("labels") or {}
-    for name in _SELECTED_BY:
-        if labels.get(name) != demanded["metadata"]["labels"][name]:
-            return f"the label {name} is {labels.get(name)!r}"
-    return _different(live["spec"], demanded["spec"], "spec")
+    labels = _different(_lasting_labels(live), _lasting_labels(demanded), "metadata.labels")
+    return labels or _different(live["spec"], demanded["spec"], "spec")
+
+
+def _lasting_labels(pod: Mapping[str, Any]) -> dict[str, str]:
+    """Return the labels that a pod has before a claim and after it."""
+    labels: Mapping[str, str] = pod["metadata"].get("labels") or {}
+    return {name: value for name, value in labels.items() if name not in _OF_A_CLAIM}
 
 
 def _different(live: Any, demanded: Any, place: str) -> str | None:
