@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import os
+import signal
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -20,6 +22,7 @@ from tests.contract.embedded.basic import quick_place
 from tests.kubernetes.mortal import Place, reasons
 from tests.kubernetes.pods import a_pod
 from tests.kubernetes.proxy import connection_proxy
+from tests.kubernetes.waiting import runner_of
 from tests.rig.kubernetes.cluster import Kubernetes
 from tests.rig.kubernetes.images import PYTHON
 
@@ -121,6 +124,35 @@ async def test_a_pod_that_is_evicted_says_so(place: Place) -> None:
         execution = await worker.until_stored(execution_id)
         assert (execution.status, reasons(execution)) == ("completed", ["evicted"])
         await place.until_no_pods()
+
+
+async def test_a_program_whose_runner_is_killed_gets_another_pod(place: Place) -> None:
+    async with place.worker() as worker:
+        execution_id = await worker.submit(WAITS)
+        await worker.until_printed(execution_id, b"begun\n")
+        await _kill_runner(place, f"exec-{execution_id}-1")
+        execution = await worker.until_stored(execution_id)
+        assert (execution.status, execution.attempt, reasons(execution)) == ("completed", 2, ["runner_killed"])
+        assert await worker.world.printed(execution_id, 2) == b"begun\nended\n"
+        await place.until_no_pods()
+
+
+async def test_a_program_that_is_not_to_run_again_has_failed_with_its_runner(place: Place) -> None:
+    async with place.worker() as worker:
+        execution_id = await worker.submit(WAITS, on_interrupt=OnInterrupt.FAIL)
+        await worker.until_printed(execution_id, b"begun\n")
+        await _kill_runner(place, f"exec-{execution_id}-1")
+        execution = await worker.until_stored(execution_id)
+        outcome = execution.outcome
+        assert outcome is not None
+        assert (outcome.kind, outcome.reason) == (OutcomeKind.SANDBOX_ERROR, "runner_killed")
+        assert (execution.status, execution.attempt) == ("failed", 1)
+        assert await worker.world.printed(execution_id) == b"begun\n"
+        await place.until_no_pods()
+
+
+async def _kill_runner(place: Place, name: str) -> None:
+    os.kill(await runner_of(place.core, place.namespace, name), signal.SIGKILL)
 
 
 async def test_an_image_that_does_not_exist_ends_a_run_in_seconds_with_the_words_of_kubernetes(place: Place) -> None:
