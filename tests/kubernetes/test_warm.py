@@ -130,6 +130,26 @@ async def test_of_twenty_claimers_each_pod_has_one_and_the_others_start_cold(
         assert await names(api, settings.namespace, "") == set(), "used pods are deleted"
 
 
+async def test_a_run_in_a_warm_pod_takes_four_calls_with_that_for_the_next_pod(
+    api: client.CoreV1Api, configuration: client.Configuration, settings: PodSettings, bash: Image
+) -> None:
+    async with (
+        http_proxy(configuration) as proxy,
+        kept(proxy.configuration, settings, bash, WarmSettings(size=PoolSize(1, 1))) as pods,
+    ):
+        await until_waiting(pods, 1)
+        first = await names(api, settings.namespace, "")
+        before = len(proxy.asked)
+        assert await runs(pods, "e") is PodStart.WARM
+
+        async def next_one_waits() -> bool:
+            return waiting(pods) == 1 and not first & await names(api, settings.namespace, "")
+
+        await eventually(next_one_waits)
+        calls = sorted(each.verb for each in proxy.asked[before:])
+        assert calls == ["attach", "create", "delete", "patch"]
+
+
 async def test_a_program_with_other_limits_than_the_pool_has_a_pod_made_for_it(
     configuration: client.Configuration, settings: PodSettings, bash: Image
 ) -> None:
