@@ -1,7 +1,6 @@
 """Programs in pods that wait for them, on a real cluster: a pod has one winner, and one that is not right has none."""
 
 import asyncio
-import contextlib
 import os
 import signal
 import time
@@ -42,6 +41,7 @@ from tests.kubernetes.waiting import (
     until_waiting,
     waiting,
     warm_ones,
+    workers,
 )
 from tests.rig.kubernetes.cluster import Kubernetes
 from tests.rig.kubernetes.images import PYTHON
@@ -85,22 +85,6 @@ class TestWarmPods(PodRuntimeContract):
 
     def program(self, kind: Program) -> tuple[str, str, str]:
         return "bash", VERSION, suite.TestLocalSandbox.SCRIPTS[kind]
-
-
-@asynccontextmanager
-async def workers(
-    configuration: client.Configuration, settings: PodSettings, bash: Image, warm: int, count: int = 1
-) -> AsyncIterator[list[KubernetesPods]]:
-    """Yield so many workers that all see so many pods wait, of which none will have a successor."""
-    wanted = WarmSettings(size=PoolSize(warm, warm))
-    async with contextlib.AsyncExitStack() as stack:
-        async with kept(configuration, settings, bash, wanted) as keeper:
-            await until_waiting(keeper, warm)
-        made = [KubernetesPods(configuration, settings, [bash], f"worker-{at}", wanted) for at in range(count)]
-        for worker in made:
-            await stack.enter_async_context(worker)
-            assert waiting(worker) == warm
-        yield made
 
 
 async def test_of_twenty_claimers_each_pod_has_one_and_the_others_start_cold(

@@ -11,7 +11,7 @@ from typing import Any
 from kubernetes_asyncio import client, config
 
 from runtape.adapters.kubernetes.manifests import EXECUTION, RUNNER, STATE, WARM, PodSettings
-from runtape.adapters.kubernetes.pools import Pool, WarmSettings
+from runtape.adapters.kubernetes.pools import Pool, PoolSize, WarmSettings
 from runtape.adapters.kubernetes.runtime import Image, KubernetesPods
 from runtape.domain.ids import ExecutionId
 from runtape.domain.limits import Limits
@@ -42,6 +42,22 @@ async def kept(
             keeping.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await keeping
+
+
+@contextlib.asynccontextmanager
+async def workers(
+    configuration: client.Configuration, settings: PodSettings, bash: Image, warm: int, count: int = 1
+) -> AsyncIterator[list[KubernetesPods]]:
+    """Yield so many workers that all see so many pods wait, of which none will have a successor."""
+    wanted = WarmSettings(size=PoolSize(warm, warm))
+    async with contextlib.AsyncExitStack() as stack:
+        async with kept(configuration, settings, bash, wanted) as keeper:
+            await until_waiting(keeper, warm)
+        made = [KubernetesPods(configuration, settings, [bash], f"worker-{at}", wanted) for at in range(count)]
+        for worker in made:
+            await stack.enter_async_context(worker)
+            assert waiting(worker) == warm
+        yield made
 
 
 def pool(pods: KubernetesPods) -> Pool:
