@@ -102,11 +102,6 @@ def settle(finding: Finding, *, required: bool) -> None:
     log.warning(f"network_policy.{finding.verdict}", reason=finding.reason, fix=FIX)
 
 
-def detail(finding: Finding) -> str:
-    """Return what readiness tells of the network; ``ok`` where policies are enforced."""
-    return "ok" if finding.verdict is Verdict.ENFORCED else f"network policies are {_told(finding)}"
-
-
 def _told(finding: Finding) -> str:
     words = {Verdict.NOT_ENFORCED: "not enforced", Verdict.UNKNOWN: "perhaps not enforced"}
     return f"{words[finding.verdict]} ({finding.reason})"
