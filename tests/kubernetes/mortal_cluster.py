@@ -12,7 +12,7 @@ from runtape.runtime.roles import Role
 from tests.cluster.mortal import MortalCluster, MortalWorker, until_none
 from tests.cluster.processes import Process
 from tests.kubernetes import mortal_worker
-from tests.kubernetes.plugin import PodCluster
+from tests.kubernetes.plugin import PodCluster, named
 from tests.kubernetes.survival import pods_of
 from tests.rig.kubernetes.cluster import Kubernetes
 
@@ -38,7 +38,7 @@ class MortalPodCluster(PodCluster, MortalCluster):
         )
 
     def worker(self, role: Role, **settings: str) -> Process:
-        return self._begin(role, [role], kind=MortalPodWorker, **self._environment(settings))
+        return self._begin(role, [role], kind=MortalPodWorker, **named(settings))
 
     def told_by(self, worker: MortalWorker) -> Sequence[str]:
         """Return the executions of a dead worker whose pods have ended, once there is one."""

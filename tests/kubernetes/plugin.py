@@ -3,7 +3,7 @@
 import asyncio
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ from tests.rig.choice import a_kubernetes
 from tests.rig.given import GivenKubernetes
 from tests.rig.kubernetes.cluster import Kubernetes
 
+CPU = "200m"
+"""How many processors a program has."""
+
 
 @pytest.fixture(scope="session")
 def kubernetes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kubernetes | GivenKubernetes]:
@@ -30,14 +33,14 @@ def kubernetes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kubernetes 
 
 
 class PodCluster(Cluster):
-    """A cluster whose programs run in pods of one `namespace`; `settings` are more of the workers'."""
+    """A cluster whose programs run in pods of one `namespace`; `settings` are more of all its processes."""
 
     def __init__(
         self, folder: Path, kubernetes: Kubernetes, *, apis: int = 2, each: int = 2, running: int = 4, **settings: str
     ) -> None:
         super().__init__(folder, apis=apis, each=each, running=running)
         self._kubernetes = kubernetes
-        self._settings = {f"RUNTAPE_{name.upper()}": value for name, value in settings.items()}
+        self._settings = named(settings)
         self.namespace = ""
 
     @property
@@ -56,10 +59,15 @@ class PodCluster(Cluster):
             return await a_namespace(client.CoreV1Api(connection), self._kubernetes.scope)
 
     def worker(self, role: Role, **settings: str) -> Process:
-        return self._begin(role, [sys.executable, "-m", f"workers.{role}"], **self._environment(settings))
+        return self._begin(role, [sys.executable, "-m", f"workers.{role}"], **named(settings))
 
-    def _environment(self, settings: Mapping[str, str]) -> dict[str, Any]:
-        """Return that of a worker, with `settings` of its own."""
+    def _begin(
+        self, name: str, command: Sequence[str], kind: type[Process] = Process, url: str = "", **more: str
+    ) -> Process:
+        return super()._begin(name, command, kind, url, **{**self._environment(), **more})
+
+    def _environment(self) -> dict[str, Any]:
+        """Return what every process is told of Kubernetes, as in a deployment."""
         images = {
             name: {"reference": recipe.reference, "binary": binary} for name, (recipe, binary) in image.BINARIES.items()
         }
@@ -69,13 +77,17 @@ class PodCluster(Cluster):
             "RUNTAPE_KUBERNETES__NAMESPACE": self.namespace,
             "RUNTAPE_KUBERNETES__IMAGES": json.dumps(images),
             "RUNTAPE_KUBERNETES__PULL_POLICY": "Never",
-            "RUNTAPE_KUBERNETES__CPU": "200m",
+            "RUNTAPE_KUBERNETES__CPU": CPU,
             "RUNTAPE_KUBERNETES__WARM__LEAST": "0",
             "RUNTAPE_KUBERNETES__WARM__MOST": "0",
             "RUNTAPE_KUBERNETES__WARM__SIZES": json.dumps({"python:3.11": {"least": 1, "most": 2}}),
             **self._settings,
-            **{f"RUNTAPE_{name.upper()}": value for name, value in settings.items()},
         }
+
+
+def named(settings: Mapping[str, str]) -> dict[str, Any]:
+    """Return settings as variables of an environment."""
+    return {f"RUNTAPE_{name.upper()}": value for name, value in settings.items()}
 
 
 @pytest.fixture(scope="session")

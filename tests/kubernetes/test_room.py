@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import asdict
 from decimal import Decimal
 from typing import Any
 
@@ -16,6 +17,9 @@ from runtape.adapters.kubernetes.quantities import quantity
 from runtape.adapters.kubernetes.room import ClusterRooms, room_of
 from runtape.domain.limits import Limits
 from runtape.ports.room import Room
+from tests.e2e.server import Client
+from tests.kubernetes.plugin import CPU, PodCluster
+from tests.kubernetes.pods import eventually
 from tests.rig.kubernetes.cluster import Kubernetes
 
 MIB = 1 << 20
@@ -175,3 +179,24 @@ async def test_what_never_answered_is_unknown_and_not_asked_again_at_once(monkey
     finally:
         await rooms.close()
     assert len(logs) == 1
+
+
+@pytest.mark.needs("kubernetes", "own", "kafka", "mongo", "redis", "registry")
+@pytest.mark.timeout(240)
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+async def test_every_process_of_the_api_tells_what_its_cluster_has(podded: PodCluster) -> None:
+    settings = PodSettings(namespace=podded.namespace, cpu=CPU)
+    rooms = ClusterRooms(await configuration(podded.kubeconfig), settings, Limits())
+    try:
+        there = await rooms.room()
+    finally:
+        await rooms.close()
+    assert there is not None and there.cpu and there.memory_mb and there.disk_mb and there.programs
+    for process in podded.apis:
+        async with podded.client_of(process) as http:
+
+            async def told(http: Client = http) -> Any:  # not while the API of Kubernetes is slow to answer
+                answer = await http.get("/k8s-limits")
+                return answer.json()["cluster"]
+
+            assert await eventually(told) == asdict(there)
