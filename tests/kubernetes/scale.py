@@ -4,6 +4,8 @@ The pods are on nodes that kwok plays, so nothing runs in them; the API server, 
 Pods are made as fast as the API takes them, and each is timed from its answer until the monitor has seen it run: a
 monitor that cannot keep up has them wait ever longer, so the last third is told beside the first.  Then all of them
 live for a while, and at last every run is over at once, and the monitor deletes its pod.
+
+The exit code is 1 when pods wait ever longer: the last third's median is more than `MOST_GROWTH` times the first's.
 """
 
 import argparse
@@ -13,7 +15,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -48,6 +50,7 @@ MAKERS = 16
 STEADY_S = 30.0
 LOOK_S = 0.02
 LONG_S = 300.0
+MOST_GROWTH = 1.5
 FAKE = {"key": "kwok", "value": "fake", "effect": "NoSchedule"}
 ROOM = {"cpu": "1000", "memory": "1Ti", "pods": "1000", "ephemeral-storage": "1Ti"}
 
@@ -225,8 +228,16 @@ def _say(text: str) -> None:
     print(f"{text} ...", file=sys.stderr, flush=True)
 
 
+def grown(report: Mapping[str, Any]) -> str | None:
+    """Return, in words, that pods wait ever longer until they are seen; None where they do not."""
+    first, last = (report["made_to_seen_running_ms"][f"{which} third"]["p50"] for which in ("first", "last"))
+    if last <= MOST_GROWTH * first:
+        return None
+    return f"a queue that grows: {first:g} ms until a pod of the first third was seen to run, {last:g} of the last"
+
+
 def main(arguments: Sequence[str]) -> int:
-    """Measure and print."""
+    """Measure and print; return the exit code."""
     parser = argparse.ArgumentParser(prog="./runtape rig scale", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pods", type=int, default=2000, help="how many pods there are at once")
     options = parser.parse_args(arguments)
@@ -238,7 +249,11 @@ def main(arguments: Sequence[str]) -> int:
             kubernetes.start()
             kubernetes.kwok.begin()
             kubernetes.kwok.until_ready()
-            print(json.dumps(asyncio.run(measured(kubernetes, options.pods)), indent=2))
+            report = asyncio.run(measured(kubernetes, options.pods))
         finally:
             kubernetes.stop()
+    print(json.dumps(report, indent=2))
+    if (growth := grown(report)) is not None:
+        print(f"FOUND: {growth}", file=sys.stderr)
+        return 1
     return 0
