@@ -133,5 +133,5 @@ async def make_indexes(store: Store) -> None:
                     raise Permanent(
                         f"index {wanted['name']} of {collection} has another {option}; drop it and start again"
                     )
-            if dict(found["key"]) != dict(wanted["key"]):
+            if list(found["key"]) != list(wanted["key"].items()):  # in their order, which is what an index is
                 raise Permanent(f"index {wanted['name']} of {collection} has other fields; drop it and start again")
