@@ -28,6 +28,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 OTHER = "other"
 CLUSTER = "tests/cluster/"
+SANDBOXES = "sandboxes"
 KUBERNETES = "tests/kubernetes/"
 PODS_OF_PROVE = "tests/prove/test_pods.py"
 LONGEST = (
@@ -305,9 +306,14 @@ class FilesAndTheCluster(LoadFileScheduling):
 
 
 def shared_cluster(nodeid: str) -> str | None:
-    """Return whose tests share the cluster that a test runs over: the product's, or Kubernetes; None: it has none."""
+    """Return what the tests share that run over the same cluster as a test does; None: it has none.
+
+    That is the product's over simulated pods, the product's over local sandboxes, or Kubernetes.
+    """
     if nodeid.startswith(CLUSTER) or "[cluster" in nodeid:
         return CLUSTER
+    if f"[{SANDBOXES}" in nodeid:
+        return SANDBOXES
     return KUBERNETES if nodeid.startswith((KUBERNETES, PODS_OF_PROVE)) or "[pods" in nodeid else None
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.commands import environment
+from tests.cluster.processes import Cluster
 from tests.rig.given import VARIABLES, GivenKafka, NotOurs
 from tests.rig.part import free_port
 
@@ -59,6 +60,16 @@ def test_a_given_server_is_neither_killed_nor_paused() -> None:
 def test_a_given_server_that_does_not_answer_is_no_reason_to_skip() -> None:
     with pytest.raises(AssertionError, match="the Kafka that is given does not answer"):
         GivenKafka(f"127.0.0.1:{free_port()}").start()
+
+
+def test_clusters_on_the_same_given_servers_know_nothing_of_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for part, variable in VARIABLES.items():
+        monkeypatch.setenv(variable, f"{part}:1")
+    one, other = Cluster(tmp_path), Cluster(tmp_path)
+    for name, another in ((one.prefix, other.prefix), (one.database, other.database)):
+        assert name and another and not name.startswith(another) and not another.startswith(name)
 
 
 class Aside:

@@ -1,4 +1,4 @@
-"""One cluster for all tests that a process runs over it; `pytest_plugins` of tests/conftest.py names this module."""
+"""One cluster of each kind for all tests over it; `pytest_plugins` of tests/conftest.py names this module."""
 
 import asyncio
 import contextlib
@@ -14,7 +14,7 @@ from runtape.adapters.mongo.identity import MongoIdentityStore
 from runtape.adapters.mongo.indexes import make_indexes
 from runtape.application.identity import Identity
 from runtape.domain.identity import Role
-from tests.cluster.processes import Cluster
+from tests.cluster.processes import Cluster, SandboxCluster
 from tests.e2e.server import ADMIN_PASSWORD, a_user_with_key
 
 C = TypeVar("C", bound=Cluster)
@@ -27,6 +27,13 @@ OTHER, WATCHED = "other", "watched"
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with running(Cluster(tmp_path_factory.mktemp("cluster"))) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def boxed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SandboxCluster]:
+    """A cluster whose programs run in local sandboxes, which the whole session shares."""
+    with running(SandboxCluster(tmp_path_factory.mktemp("boxed"), running=4)) as cluster:
         yield cluster
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import re
 import signal
 import subprocess
@@ -28,6 +29,8 @@ PORT = "{port}"
 API = (sys.executable, "-P", "-m", "runtape.cli", "up", "--port", PORT)
 STOP_S = 20.0
 LOOK_S = 0.05
+
+_numbers = itertools.count(1)
 
 
 class Process:
@@ -164,6 +167,9 @@ class Cluster:
         self.redis, self.mongo = choice.a_redis(folder / "redis"), choice.a_mongo(folder / "mongo")
         self.kafka, self.registry = choice.a_kafka(folder / "kafka"), choice.a_registry(folder / "registry")
         self.parts: list[Part] = [self.redis, self.mongo, self.kafka, self.registry]
+        number = next(_numbers)
+        for part in self.parts:  # servers that are given have all clusters of a run
+            part.scope = part.scope and f"{part.scope}-{number}-"
         self._folder = folder
         self._apis = apis
         self._each = each
@@ -272,3 +278,10 @@ class Cluster:
         with contextlib.ExitStack() as stack:  # each, whatever becomes of another
             for part in self.parts:
                 stack.callback(part.stop)
+
+
+class SandboxCluster(Cluster):
+    """A cluster whose programs run in local sandboxes: every process is the product's own, as the defaults have it."""
+
+    def worker(self, role: Role) -> Process:
+        return self._begin(role, [sys.executable, "-m", f"workers.{role}"])

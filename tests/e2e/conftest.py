@@ -1,7 +1,8 @@
 """Servers that the tests of a session share, and clients of them.
 
 What asks for `simulated`, as `client` does, is run twice: over the embedded profile and over a cluster on real parts.
-What asks for `sandboxed`, as `real` does, is run over the local sandbox and over a cluster whose programs run in pods.
+What asks for `sandboxed`, as `real` does, is run three times: over the embedded profile with its local sandbox, over a
+cluster whose workers have local sandboxes, and over one whose programs run in pods.
 A test that is about the embedded profile alone says so with ``@pytest.mark.embedded``.
 """
 
@@ -15,6 +16,13 @@ from tests.cluster.plugin import OTHER, WATCHED
 from tests.e2e.server import Client, Server, seed
 
 CLUSTER = pytest.param("cluster", marks=pytest.mark.needs("kafka", "mongo", "redis", "registry", "patience"))
+SANDBOXES = pytest.param(
+    "sandboxes",
+    marks=[
+        pytest.mark.needs("kafka", "mongo", "redis", "registry", "sandbox", "patience"),
+        pytest.mark.timeout(180),
+    ],
+)
 PODS = pytest.param(
     "pods",
     marks=[
@@ -22,13 +30,15 @@ PODS = pytest.param(
         pytest.mark.timeout(180),
     ],
 )
+CLUSTERS = {"sandboxes": "boxed", "pods": "podded"}
+"""Fixtures of clusters that run real programs, by the profile that a test is run over."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     alone = metafunc.definition.get_closest_marker("embedded") is not None
-    for fixture, other in (("simulated", CLUSTER), ("sandboxed", PODS)):
+    for fixture, others in (("simulated", [CLUSTER]), ("sandboxed", [SANDBOXES, PODS])):
         if fixture in metafunc.fixturenames:
-            profiles = ["embedded"] if alone else ["embedded", other]
+            profiles = ["embedded"] if alone else ["embedded", *others]
             metafunc.parametrize(fixture, profiles, indirect=True, scope="session")
 
 
@@ -55,8 +65,8 @@ def simulated(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 @pytest.fixture(scope="session")
 def sandboxed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A service that runs real programs, which the whole session shares."""
-    if request.param == "pods":
-        yield request.getfixturevalue("podded")
+    if request.param in CLUSTERS:
+        yield request.getfixturevalue(CLUSTERS[request.param])
         return
     server = Server(
         tmp_path_factory.mktemp("sandboxed") / "data",
