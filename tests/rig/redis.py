@@ -4,10 +4,13 @@ import socket
 import ssl
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Self
+
+from redis import Redis as Client
 
 from tests.rig import debian
 from tests.rig.certificates import Authority, Pair
-from tests.rig.part import Part
+from tests.rig.part import Part, free_port
 from tests.rig.store import obtained
 
 PACKAGES = ("redis-server", "redis-tools", "libjemalloc2", "liblzf1")
@@ -100,3 +103,42 @@ class SecureRedis(Redis):
                 return encrypted.recv(16).startswith(b"-NOAUTH")
         except OSError:
             return False
+
+
+class ClusterRedis(Redis):
+    """A node of a Redis Cluster that serves the slots of `keys` alone: it refuses all keys of other slots.
+
+    The other slots have no node, so that it makes no difference whether a client knows clusters.
+    """
+
+    def __init__(self, folder: Path, keys: Sequence[str]) -> None:
+        super().__init__(folder)
+        self._keys = keys
+        self._serves = False
+
+    def _settings(self) -> Mapping[str, str]:
+        return {
+            **super()._settings(),
+            "cluster-enabled": "yes",
+            "cluster-port": str(free_port()),
+            "cluster-require-full-coverage": "no",
+        }
+
+    def start(self) -> Self:
+        """Start the node and return once it serves its slots.  Raises: Unobtainable; AssertionError, with its log."""
+        super().start()
+        if not self._serves:
+            with Client.from_url(self.url) as client:
+                ask: Any = client.execute_command
+                ask("CLUSTER", "ADDSLOTS", *{ask("CLUSTER", "KEYSLOT", key) for key in self._keys})
+            self._serves = True
+            self.until_ready()
+        return self
+
+    def answers(self) -> bool:
+        return super().answers() and (not self._serves or self._is_well())
+
+    def _is_well(self) -> bool:
+        with Client.from_url(self.url) as client:
+            ask: Any = client.execute_command
+            return b"cluster_state:ok" in ask("CLUSTER", "INFO")
