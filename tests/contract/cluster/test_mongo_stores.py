@@ -63,6 +63,9 @@ class TestNotificationFirst(MongoStores, notifications.NotificationFirstContract
 class TestExpirable(MongoStores, retention.ExpirableContract): ...
 
 
+class TestEventsOfLiveExecutions(MongoStores, retention.EventsOfLiveExecutionsContract): ...
+
+
 class TestEventStore(MongoStores, events.EventStoreContract): ...
 
 

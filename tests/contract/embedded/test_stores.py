@@ -1,5 +1,6 @@
 """The embedded adapters keep the contracts of their ports."""
 
+from runtape.domain.events import EXECUTION_EVENTS
 from tests.contract.embedded.basic import EmbeddedStores, plant
 from tests.contract.suites import (
     dead_letters,
@@ -13,6 +14,7 @@ from tests.contract.suites import (
     stores,
     tape,
 )
+from tests.contract.suites.stores import Stores
 
 
 class TestUnitOfWork(EmbeddedStores, stores.UnitOfWorkContract): ...
@@ -58,6 +60,14 @@ class TestBlobStore(EmbeddedStores, tape.BlobStoreContract): ...
 
 
 class TestExpirable(EmbeddedStores, retention.ExpirableContract): ...
+
+
+class TestEventsOfLiveExecutions(EmbeddedStores, retention.EventsOfLiveExecutionsContract):
+    async def handle(self, stores: Stores, count: int) -> None:
+        seen = stores.log.consume("group", (EXECUTION_EVENTS,))
+        for _ in range(count):
+            stores.log.acknowledge("group", await anext(seen))
+        await seen.aclose()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class TestExpirableEvents(EmbeddedStores, retention.ExpirableEventsContract):

@@ -93,6 +93,43 @@ class ExpirableContract(StoresBasic):
         assert await kept_tapes(stores, *ended) == [False, False, True]
 
 
+class EventsOfLiveExecutionsContract(StoresBasic):
+    async def handle(self, stores: Stores, count: int) -> None:
+        """Have all `count` messages of the log handled, where events are kept until they are."""
+
+    async def test_events_of_what_is_not_over_stay_until_it_is(self) -> None:
+        names = ["live-1", "live-2", "done-1", "live-3", "done-2", "done-3", "newest"]
+        async with self.open() as stores:
+            for name in names:
+                await stores.unit_of_work.commit([acceptance(an_execution(name))])
+            for name in names:
+                if name.startswith("done"):
+                    await stores.unit_of_work.commit([change(over(requested(an_execution(name))), 1)])
+            await self.handle(stores, len(names))
+        async with self.open() as stores:
+            assert await told(stores) == {*names}
+            prune = stores.expirable["events"].prune
+            assert await prune(START, 100) == 0, "not older"
+            assert await prune(START + DAY, 2) == 2, "as many as are wanted, beyond those that stay"
+            assert await told(stores) == {*names} - {"done-1", "done-2"}
+            assert [await prune(START + DAY, 2) for _ in range(2)] == [1, 0]
+            assert await told(stores) == {"live-1", "live-2", "live-3", "newest"}
+            assert await stores.events.get(EventId("done-3.1")) is None
+            assert await stores.events.get(EventId("live-3.1")) is not None
+            digest = await stores.events.digest()
+            await stores.events.rebuild()
+            assert await stores.events.digest() == digest
+            await stores.unit_of_work.commit([change(over(requested(an_execution("live-2"))), 1)])
+            assert [await prune(START + DAY, 1) for _ in range(2)] == [1, 0]
+            assert await told(stores) == {"live-1", "live-3", "newest"}
+
+
+async def told(stores: Stores) -> set[str]:
+    """Return the executions that there are events of."""
+    found = await stores.events.browse(EventFilter(), 100)
+    return {event.execution_id for event in found.events}
+
+
 class ExpirableEventsContract(StoresBasic):
     @abstractmethod
     def plant(self, topic: str, key: str, type: str, body: bytes | str) -> int:
