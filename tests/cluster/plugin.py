@@ -31,6 +31,14 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="session")
+def narrow(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster with one place and room for four who wait, which the whole session shares."""
+    folder = tmp_path_factory.mktemp("narrow")
+    with running(Cluster(folder, each=1, running=1, queued=4, beside=cluster)) as narrow:
+        yield narrow
+
+
+@pytest.fixture(scope="session")
 def boxed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SandboxCluster]:
     """A cluster whose programs run in local sandboxes, which the whole session shares."""
     with running(SandboxCluster(tmp_path_factory.mktemp("boxed"), running=4)) as cluster:

@@ -160,13 +160,30 @@ class Process:
 class Cluster:
     """The parts with `apis` processes of the API and `each` of every worker, whose pods are simulated.
 
-    `running` is how many runs they carry out at once.
+    `running` is how many runs they carry out at once, and `queued` how many may wait.  It has the parts of `beside`,
+    with names of its own there, but for Redis.
     """
 
-    def __init__(self, folder: Path, *, apis: int = 2, each: int = 2, running: int = 32) -> None:
-        self.redis, self.mongo = choice.a_redis(folder / "redis"), choice.a_mongo(folder / "mongo")
-        self.kafka, self.registry = choice.a_kafka(folder / "kafka"), choice.a_registry(folder / "registry")
-        self.parts: list[Part] = [self.redis, self.mongo, self.kafka, self.registry]
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        apis: int = 2,
+        each: int = 2,
+        running: int = 32,
+        queued: int = 10_000,
+        beside: "Cluster | None" = None,
+    ) -> None:
+        self.redis = choice.a_redis(folder / "redis")
+        self.parts: list[Part] = [self.redis]
+        if beside is None:
+            self._name = ""
+            self.mongo, self.kafka = choice.a_mongo(folder / "mongo"), choice.a_kafka(folder / "kafka")
+            self.registry = choice.a_registry(folder / "registry")
+            self.parts += [self.mongo, self.kafka, self.registry]
+        else:
+            self._name = "beside-"
+            self.mongo, self.kafka, self.registry = beside.mongo, beside.kafka, beside.registry
         number = next(_numbers)
         for part in self.parts:  # servers that are given have all clusters of a run
             part.scope = part.scope and f"{part.scope}-{number}-"
@@ -174,6 +191,7 @@ class Cluster:
         self._apis = apis
         self._each = each
         self._running = running
+        self._queued = queued
         self._asked = 0
         self.keys: dict[str, str] = {}
         """Keys by user; the admin's is `local`."""
@@ -204,14 +222,14 @@ class Cluster:
 
     @property
     def prefix(self) -> str:
-        """What names of topics, groups and subjects begin with: nothing unless the servers are given."""
-        scope = self.kafka.scope or self.registry.scope
+        """What names of topics, groups and subjects begin with: nothing where the servers are its own."""
+        scope = (self.kafka.scope or self.registry.scope) + self._name
         return f"{scope}." if scope else ""
 
     @property
     def database(self) -> str:
         """The database that everything is in."""
-        return f"{self.mongo.scope}runtape"
+        return f"{self.mongo.scope}{self._name}runtape"
 
     @property
     def store(self) -> StoreView:
@@ -264,6 +282,7 @@ class Cluster:
             "RUNTAPE_WORKER__DRAIN_S": "5",
             "RUNTAPE_ADMIN_PASSWORD": ADMIN_PASSWORD,
             "RUNTAPE_ADMISSION__RUNNING": str(self._running),
+            "RUNTAPE_ADMISSION__QUEUED": str(self._queued),
             "RUNTAPE_RATE_LIMITS__EXECUTIONS_PER_MINUTE": "100000",
             "RUNTAPE_RATE_LIMITS__CALLS_PER_MINUTE": "100000",
             **more,

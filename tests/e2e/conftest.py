@@ -1,6 +1,7 @@
 """Servers that the tests of a session share, and clients of them.
 
 What asks for `simulated`, as `client` does, is run twice: over the embedded profile and over a cluster on real parts.
+What asks for `small`, which has one place, is run over both as well.
 What asks for `sandboxed`, as `real` does, is run three times: over the embedded profile with its local sandbox, over a
 cluster whose workers have local sandboxes, and over one whose programs run in pods.
 A test that is about the embedded profile alone says so with ``@pytest.mark.embedded``.
@@ -16,6 +17,7 @@ from tests.cluster.plugin import OTHER, WATCHED
 from tests.e2e.server import Client, Server, seed
 
 CLUSTER = pytest.param("cluster", marks=pytest.mark.needs("kafka", "mongo", "redis", "registry", "patience"))
+NARROW = pytest.param("cluster", marks=[*CLUSTER.marks, pytest.mark.timeout(300)])  # it starts after the shared one
 SANDBOXES = pytest.param(
     "sandboxes",
     marks=[
@@ -36,10 +38,11 @@ CLUSTERS = {"sandboxes": "boxed", "pods": "podded"}
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     alone = metafunc.definition.get_closest_marker("embedded") is not None
-    for fixture, others in (("simulated", [CLUSTER]), ("sandboxed", [SANDBOXES, PODS])):
+    for fixture, others in (("simulated", [CLUSTER]), ("small", [NARROW]), ("sandboxed", [SANDBOXES, PODS])):
         if fixture in metafunc.fixturenames:
             profiles = ["embedded"] if alone else ["embedded", *others]
-            metafunc.parametrize(fixture, profiles, indirect=True, scope="session")
+            scope = "function" if fixture == "small" else "session"
+            metafunc.parametrize(fixture, profiles, indirect=True, scope=scope)
 
 
 @pytest.fixture(scope="session")
@@ -60,6 +63,14 @@ def simulated(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     server.keys.update(keys)
     yield server
     server.close()
+
+
+@pytest.fixture
+def small(request: pytest.FixtureRequest, serve: Callable[..., Server]) -> Server:
+    """A service over simulated pods with one place, and room for four who wait; nobody is there at the beginning."""
+    if request.param == "cluster":
+        return request.getfixturevalue("narrow")
+    return serve(admission__running=1, admission__queued=4, rate_limits__calls_per_minute=100_000)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """Sagas over HTTP: what was done and given back, whose they are, and cancelling by them."""
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,12 +9,6 @@ from tests.e2e.server import Client, Server
 from tests.e2e.test_refusals import assert_problem
 
 ALL = ["queue", "allocate", "create", "monitor", "store"]
-
-
-@pytest.fixture
-def small(serve: Callable[..., Server]) -> Server:
-    """A server with one place."""
-    return serve(admission__running=1, rate_limits__calls_per_minute=100_000)
 
 
 async def saga(client: Client, execution_id: str) -> dict[str, Any]:
@@ -66,6 +59,7 @@ async def test_the_state_follows_the_end_of_the_program(client: Client, script: 
     assert (await ended(client, result["execution_id"]))["state"] == state
 
 
+@pytest.mark.embedded  # what is told at once there is told a moment later by a cluster
 async def test_cancelling_a_saga_compensates_what_was_done_and_nothing_else(small: Server) -> None:
     async with small.client() as client:
         running, waiting = await client.execute("wait go"), await client.execute("print 2")
@@ -92,6 +86,7 @@ async def test_cancelling_a_saga_compensates_what_was_done_and_nothing_else(smal
         assert (await client.run("print 3"))["status"] == "completed", "the place is free"
 
 
+@pytest.mark.embedded  # a server that has had no other runs
 async def test_sagas_are_listed_by_state_and_execution_in_pages(small: Server) -> None:
     async with small.client() as client:
         done = [(await client.run("print 1"))["execution_id"] for _ in range(3)]
