@@ -94,6 +94,13 @@ async def replayed(client: Client, **body: Any) -> dict[str, Any]:
     return await ended(client, session["session_id"])
 
 
+async def preview(client: Client, execution_id: str) -> int:
+    """Return how many events of a run there are to tell again."""
+    answer = await client.post("/admin/events/replay", json={"aggregate_id": execution_id})
+    assert answer.status_code in (200, 404), answer.text
+    return answer.json()["total_events"] if answer.status_code == 200 else 0
+
+
 async def lines(client: Client, session: dict[str, Any]) -> list[dict[str, Any]]:
     answer = await client.get(f"{SESSIONS}/{session['session_id']}/download")
     assert answer.status_code == 200, answer.text
@@ -131,6 +138,42 @@ async def documents(client: Client) -> Any:
     return (await client.get("/user/executions?limit=200")).json()
 
 
+class TestOneRun:
+    """What is told again of a run, in whichever process it ended."""
+
+    @pytest.fixture
+    async def run(self, client: Client) -> str:
+        """A run whose events are all known to be there: each is indexed a moment after it happened."""
+        execution_id = (await client.run("print 1"))["execution_id"]
+        async with asyncio.timeout(20):
+            while await preview(client, execution_id) != PER_RUN:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)  # an index tells nobody
+        return execution_id
+
+    async def test_to_the_log_it_publishes_its_events_and_does_not_run_it(self, client: Client, run: str) -> None:
+        before = (await client.get(f"/executions/{run}")).json()
+        began = await client.post("/admin/events/replay", json={"aggregate_id": run, "dry_run": False})
+        assert began.status_code == 200, began.text
+        session = await ended(client, began.json()["session_id"])
+        progress = session["progress"]
+        assert (session["status"], progress["replayed"], progress["skipped"]) == ("completed", PER_RUN - 1, 1)
+        assert (await client.get(f"/executions/{run}")).json() == before
+        assert await preview(client, run) == PER_RUN
+
+    async def test_to_a_file_it_writes_them_in_order(self, client: Client, run: str) -> None:
+        filters = {"execution_id": run, "exclude_event_types": ["pod_create"]}
+        session = await replayed(client, target="file", filters=filters)
+        assert [line["event_id"] for line in await lines(client, session)] == [f"{run}.{n}" for n in (1, 2, 3, 4)]
+        assert (await client.http.delete(f"{SESSIONS}/{session['session_id']}")).status_code == 204
+        assert_problem(await client.get(f"{SESSIONS}/{session['session_id']}"), 404, "not_found")
+
+    async def test_a_dry_run_tells_what_the_log_would_get(self, client: Client, run: str) -> None:
+        session = await replayed(client, target="dry_run", filters={"execution_id": run})
+        progress = session["progress"]
+        assert (progress["total"], progress["replayed"], progress["skipped"]) == (PER_RUN, PER_RUN - 1, 1)
+
+
+@pytest.mark.embedded  # it is compared with what stands in the server's file
 class TestReplay:
     async def test_to_the_log_it_publishes_events_and_runs_nothing(self, server: Server, admin: Client) -> None:
         before, events = await documents(admin), ids_in_log(server)
@@ -217,6 +260,7 @@ class TestReplay:
         assert_problem(none, 404, "not_found")
 
 
+@pytest.mark.embedded  # it is compared with what stands in the server's file
 class TestControl:
     async def test_pause_resume_and_cancel(self, server: Server, admin: Client) -> None:
         session = await create(admin, target="log", **SLOWEST)
@@ -307,6 +351,7 @@ class TestControl:
             assert (await client.get(f"{SESSIONS}/{waiting['session_id']}")).status_code == 200
 
 
+@pytest.mark.embedded  # the damage is done in the server's file
 class TestRebuild:
     async def rebuilt(self, client: Client, what: str) -> dict[str, Any]:
         answer = await client.post("/admin/rebuild", json={"what": what})
