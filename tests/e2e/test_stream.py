@@ -10,6 +10,7 @@ import pytest
 
 from tests.e2e.server import ADMIN_PASSWORD, Client, Server
 from tests.e2e.sse import EventStream, Frame, kinds, printed
+from tests.e2e.test_queue import holding, lined_up
 from tests.e2e.test_refusals import assert_problem
 
 LIFE = ["execution_requested", "execution_started"]
@@ -35,6 +36,7 @@ async def test_output_arrives_while_the_program_runs(real: Client) -> None:
         assert kinds(await stream.rest())[-1] == "end"
 
 
+@pytest.mark.embedded  # the heartbeat is a setting of the server's
 async def test_streams_end_with_the_credentials_that_opened_them(serve: Callable[..., Server]) -> None:
     server = serve(streams__heartbeat_s=0.1)
     async with server.client() as client, server.client(None) as browser, AsyncExitStack() as stack:
@@ -273,6 +275,7 @@ async def test_pruned_records_are_told_as_a_gap(
     assert kinds(frames)[-1] == "end"
 
 
+@pytest.mark.embedded  # the heartbeat is a setting of the server's
 async def test_silent_stream_beats_its_heart_and_misses_nothing(serve: Callable[..., Server]) -> None:
     server = serve(streams__heartbeat_s=0.05)
     async with server.client() as client:
@@ -287,18 +290,20 @@ async def test_silent_stream_beats_its_heart_and_misses_nothing(serve: Callable[
     assert printed(frames) == b"one\ntwo\n"
 
 
-async def test_waiting_run_is_told_its_place_each_time_it_moves(serve: Callable[..., Server]) -> None:
-    server = serve(admission__running=1)
-    async with server.client() as client:
-        running = [await client.execute(f"wait place-{number}") for number in range(3)]
-        last = await client.execute("print 1")
+async def test_waiting_run_is_told_its_place_each_time_it_moves(small: Server) -> None:
+    async with small.client() as client:
+        running = [await holding(client, "place-0")]
+        running += [await lined_up(client, f"wait place-{number}") for number in (1, 2)]
+        last = await lined_up(client)
         async with client.stream(last) as stream:
             frames = await stream.until("execution_queued")
             for number in range(2):
-                server.let(f"place-{number}")
+                small.let(f"place-{number}")
                 await client.ended(running[number])
-                frames += await stream.until("execution_queued")
-            server.let("place-2")
+                frames += await stream.until(
+                    lambda frame, place=2 - number: frame.kind == "execution_queued" and frame.data["position"] == place
+                )
+            small.let("place-2")
             rest = await stream.rest()
     places = [frame.data["position"] for frame in frames if frame.kind == "execution_queued"]
     assert sorted(set(places), reverse=True) == [3, 2, 1]
