@@ -256,6 +256,7 @@ async def laden(serve: Callable[..., Server]) -> AsyncIterator[tuple[Server, Cli
         yield server, client
 
 
+@pytest.mark.embedded  # its events are put into the server's file
 @pytest.mark.needs("patience")
 async def test_an_export_takes_no_memory_however_long_it_is(laden: tuple[Server, Client]) -> None:
     server, client = laden

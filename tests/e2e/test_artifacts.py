@@ -114,6 +114,7 @@ async def test_they_go_with_their_execution_and_no_other(client: Client) -> None
     assert (await client.get(f"/executions/{second}/artifacts/same")).content == b"text\n"
 
 
+@pytest.mark.embedded  # the server is killed
 async def test_they_outlive_the_server(serve: Callable[..., Server]) -> None:
     server = serve()
     async with server.client() as client:

@@ -42,6 +42,7 @@ def plant_rotten(server: Server, key: str) -> int:
     return plant(server.data / "runtape.db", EXECUTION_EVENTS, key, "execution.completed", ROTTEN)
 
 
+@pytest.mark.embedded  # a row is planted in the server's file
 @pytest.mark.parametrize("fused", [True, False], ids=["fused", "stepwise"])
 async def test_a_rotten_row_stops_nobody_else_and_its_key_goes_on_once_it_is_discarded(
     serve: Callable[..., Server], fused: bool
@@ -102,6 +103,7 @@ async def test_a_rotten_row_stops_nobody_else_and_its_key_goes_on_once_it_is_dis
         assert {each["status"] for each in await messages(client, failure="parked")} == {"retried"}
 
 
+@pytest.mark.embedded  # a row is planted in the server's file
 async def test_dead_letters_are_there_after_a_crash_and_each_request_is_answered_for(
     serve: Callable[..., Server],
 ) -> None:
@@ -153,6 +155,7 @@ async def test_dead_letters_are_there_after_a_crash_and_each_request_is_answered
         assert_problem(await client.get(f"{DLQ}/messages/x"), 404, "not_found")
 
 
+@pytest.mark.embedded  # the server is killed
 async def test_a_policy_is_shown_set_and_kept(serve: Callable[..., Server]) -> None:
     server = serve()
     path = f"{DLQ}/retry-policy/{EXECUTION_EVENTS}"

@@ -13,7 +13,11 @@ from tests.e2e.sse import kinds
 from tests.e2e.test_refusals import assert_problem
 from tests.sandbox.package_index import Index, open_index, wheel
 
-pytestmark = [pytest.mark.needs("server"), pytest.mark.timeout(120)]
+pytestmark = [
+    pytest.mark.needs("server"),
+    pytest.mark.timeout(120),
+    pytest.mark.embedded,  # the index is a setting of the server's
+]
 
 WAITED_S = 20.0
 Serve = Callable[..., Server]

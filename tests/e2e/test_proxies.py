@@ -6,6 +6,8 @@ import pytest
 
 from tests.e2e.server import ADMIN_PASSWORD, Server
 
+pytestmark = pytest.mark.embedded  # whom it believes is a setting of the server's
+
 LOGIN = {"username": "admin", "password": ADMIN_PASSWORD}
 
 

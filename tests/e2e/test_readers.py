@@ -24,6 +24,7 @@ def spew(count: int) -> tuple[str, bytes]:
     return SPEW.format(count=count), b"".join(b"%07d" % number * 8192 for number in range(count))
 
 
+@pytest.mark.embedded  # it is about the process that serves
 @pytest.mark.needs("server", "patience")
 async def test_readers_that_do_not_read_cost_bounded_memory_and_hold_up_nobody(serve: Callable[..., Server]) -> None:
     server = serve(simulated=False, admission__running=1)
@@ -55,6 +56,7 @@ async def test_readers_that_do_not_read_cost_bounded_memory_and_hold_up_nobody(s
         assert printed(some + await again.rest()) == expected
 
 
+@pytest.mark.embedded  # it is about the process that serves
 @pytest.mark.needs("server")
 async def test_reader_that_takes_nothing_is_dropped_and_can_resume(serve: Callable[..., Server]) -> None:
     server = serve(simulated=False, streams__send_timeout_s=0.2)
@@ -98,6 +100,7 @@ async def test_vanished_clients_free_their_subscriptions(client: Client, simulat
     assert simulated.open_files() <= files + 1
 
 
+@pytest.mark.embedded  # it is about the process that serves
 @pytest.mark.needs("server")
 async def test_server_with_a_hundred_streams_ends_within_three_seconds_of_sigterm(
     serve: Callable[..., Server],
@@ -132,6 +135,7 @@ async def test_server_with_a_hundred_streams_ends_within_three_seconds_of_sigter
     assert "Traceback" not in server.log.read_text(), server.log.read_text()
 
 
+@pytest.mark.embedded  # it is about the process that serves
 async def test_idle_server_ends_with_connections_open(serve: Callable[..., Server]) -> None:
     server = serve()
     async with server.client() as client:

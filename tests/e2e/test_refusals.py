@@ -270,6 +270,7 @@ async def test_bad_body_of_a_cancellation_is_refused(
     assert_problem(answer, status, code, field)
 
 
+@pytest.mark.embedded  # nobody else writes into the server's file meanwhile
 async def test_full_queue_refuses_and_keeps_what_it_has(serve: Callable[..., Server]) -> None:
     server = serve(admission__running=1, admission__queued=1)
     async with server.client() as client:

@@ -5,9 +5,12 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import httpx2
+import pytest
 
 from tests.e2e.server import Client, Server
 from tests.e2e.test_refusals import assert_problem
+
+pytestmark = pytest.mark.embedded  # how long things are kept is a setting of the server's
 
 SOON_DAYS = 1e-6
 PATIENCE_S = 10.0

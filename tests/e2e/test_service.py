@@ -78,6 +78,7 @@ async def test_limits_are_those_that_hold(client: Client) -> None:
 # Rate limits
 
 
+@pytest.mark.embedded  # the allowance is a setting of the server's
 async def test_allowance_is_told_on_every_answer_and_then_refused(serve: Callable[..., Server]) -> None:
     server = serve(rate_limits__executions_per_minute=3, rate_limits__calls_per_minute=7)
     async with server.client() as client:
