@@ -62,7 +62,7 @@ def test_battery_fails_only_where_it_is_known_to(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.needs("root", "patience")
+@pytest.mark.needs("root", "alone")
 def test_battery_holds_for_an_ordinary_user(tmp_path: Path) -> None:
     python = f"/usr/bin/python{sys.version_info.major}.{sys.version_info.minor}"
     if shutil.which("setpriv") is None or not Path(python).exists():
